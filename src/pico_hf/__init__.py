@@ -1,0 +1,1 @@
+"""PICO for Hugging Face vision-text dual encoders."""
