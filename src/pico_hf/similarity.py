@@ -1,0 +1,141 @@
+"""Two sets of tokens → scores: masked, weighted, both directions, tiled over images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """The local features of n images (patches) or n texts (words), padded to one length.
+
+    Args:
+        features: Float (n, tokens, D), L2-normalised per token by convention (not checked).
+        mask: Bool (n, tokens), True = real token. Padding may hold any value.
+
+    Raises:
+        ValueError: If the shapes of the two do not belong together or `mask` is not boolean.
+
+    Example:
+        >>> features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> words = TokenFeatures(features, torch.tensor([[True, False]]))
+        >>> len(words), words.fold(torch.tensor([2.0, 0.0])).features.tolist()
+        (1, [[[2.0, 0.0], [0.0, 0.0]]])
+    """
+
+    # Plain annotations: __post_init__ checks the shapes at run time, with errors that say more.
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise ValueError(
+                "`features` must be of shape (n, tokens, D), got "
+                f"{tuple(self.features.shape)}. Do features.unsqueeze(0) for a single item."
+            )
+        if self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` must be boolean, got {self.mask.dtype}. Do mask.bool() (True = real)."
+            )
+        if self.mask.shape != self.features.shape[:2]:
+            raise ValueError(
+                f"`mask` must be of shape {tuple(self.features.shape[:2])}, the first two axes of "
+                f"`features`, got {tuple(self.mask.shape)}. Do one entry per token."
+            )
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def __getitem__(self, items: slice | Tensor) -> TokenFeatures:
+        """Return the images or texts chosen by a slice, an index tensor or a boolean tensor."""
+        return TokenFeatures(self.features[items], self.mask[items])
+
+    def to(self, device: torch.device | str) -> TokenFeatures:
+        """Return the same tokens on `device`."""
+        return TokenFeatures(self.features.to(device), self.mask.to(device))
+
+    def fold(self, weights: Float[Tensor, " D"]) -> TokenFeatures:
+        """Return the tokens with every column d multiplied by weights[d]."""
+        return TokenFeatures(self.features * weights.to(self.features), self.mask)
+
+    @staticmethod
+    def concatenate(parts: Sequence[TokenFeatures]) -> TokenFeatures:
+        """Join batches, padding the shorter ones with masked zeros to the longest.
+
+        Raises:
+            ValueError: If `parts` is empty.
+        """
+        if not parts:
+            raise ValueError("`parts` must hold at least one batch, got none. Do skip the call.")
+        tokens = max(part.mask.shape[1] for part in parts)
+        pads = [tokens - part.mask.shape[1] for part in parts]
+        pairs = list(zip(parts, pads, strict=True))
+        features = [torch.nn.functional.pad(part.features, (0, 0, 0, pad)) for part, pad in pairs]
+        masks = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in pairs]
+        return TokenFeatures(torch.cat(features), torch.cat(masks))
+
+
+def similarity(
+    images: TokenFeatures,
+    texts: TokenFeatures,
+    column_weights: Float[Tensor, " D"] | None = None,
+) -> Float[Tensor, "images texts"]:
+    """Score every image against every text by weighted late interaction in both directions.
+
+    S = mean_p max_w s[p, w] + mean_w max_p s[p, w] with s[p, w] = Σ_d w_d · V[p, d] · T[w, d]
+    (arXiv 2510.11175). Padding takes part in neither the maxima nor the means.
+
+    Args:
+        images: Patches of the images.
+        texts: Words of the texts, as wide as `images`.
+        column_weights: Semantic probability of each column, scaled to mean 1; None = all 1.
+            No gradient flows through it.
+
+    Returns:
+        Scores, in [-2, 2] for normalised tokens without weights; float64 for float64
+        features, float32 for all others. Differentiable in both features.
+
+    Raises:
+        ValueError: If the widths differ or an image or text has no real token.
+
+    Example:
+        >>> eye = torch.eye(2).unsqueeze(0)
+        >>> images = TokenFeatures(eye, torch.tensor([[True, True]]))
+        >>> texts = TokenFeatures(eye, torch.tensor([[True, False]]))
+        >>> similarity(images, texts).tolist()  # patches: (1 + 0) / 2, words: 1
+        [[1.5]]
+        >>> similarity(images, texts, torch.tensor([0.5, 1.5])).tolist()
+        [[0.75]]
+    """
+    _check_scorable(images, texts)
+    if column_weights is not None:
+        texts = texts.fold(column_weights.detach())
+    rows = []
+    for patches, real in zip(images.features, images.mask, strict=True):
+        pair = torch.einsum("pd,twd->tpw", patches[real], texts.features)
+        pair = pair.masked_fill(~texts.mask.unsqueeze(1), -torch.inf)
+        best_patch = pair.amax(dim=1).masked_fill(~texts.mask, 0)  # (texts, words)
+        word_mean = best_patch.sum(dim=1) / texts.mask.sum(dim=1)
+        rows.append(pair.amax(dim=2).mean(dim=1) + word_mean)
+    return torch.stack(rows)
+
+
+def _check_scorable(images: TokenFeatures, texts: TokenFeatures) -> None:
+    """Refuse inputs for which the score is not defined."""
+    if images.features.shape[2] != texts.features.shape[2]:
+        raise ValueError(
+            f"`texts` must be as wide as `images` ({images.features.shape[2]} columns), got "
+            f"{texts.features.shape[2]}. Do project both into one space."
+        )
+    for name, tokens in (("images", images), ("texts", texts)):
+        empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(
+                f"`{name}` must have at least one real token in every row, got none in rows "
+                f"{empty[:5]}. Do drop them or keep at least one token."
+            )
