@@ -1,1 +1,54 @@
-"""PICO for Hugging Face vision-text dual encoders."""
+"""PICO for Hugging Face: image-text retrieval whose embedding columns are weighted by semantics.
+
+Importing this package registers `PicoConfig` and `PicoModel` with the Auto classes and does nothing
+else; the Trainer and its dependencies are imported when first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoders import register_encoder
+from pico_hf.modeling_pico import PicoModel, PicoOutput
+from pico_hf.prototypes import PicoPrototypes
+from pico_hf.similarity import TokenFeatures
+
+if TYPE_CHECKING:
+    from pico_hf.data import ImageTextDataset, PicoCollator
+    from pico_hf.trainer import PicoTrainer
+    from pico_hf.training_args import PicoTrainingArguments
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "ImageTextDataset": "pico_hf.data",
+    "PicoCollator": "pico_hf.data",
+    "PicoTrainer": "pico_hf.trainer",
+    "PicoTrainingArguments": "pico_hf.training_args",
+}
+
+__all__ = [
+    "ImageTextDataset",
+    "PicoCollator",
+    "PicoConfig",
+    "PicoModel",
+    "PicoOutput",
+    "PicoPrototypes",
+    "PicoTrainer",
+    "PicoTrainingArguments",
+    "TokenFeatures",
+    "register_encoder",
+]
+
+AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)
+AutoModel.register(PicoConfig, PicoModel, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,126 @@
+"""Which model knobs exist, their defaults, and which values are valid."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pico_hf.losses import LOSSES
+from pico_hf.prototypes import ESTIMATORS, FUSION_RULES
+from pico_hf.semantic import COMBINATIONS
+
+# What `save_pretrained`, the Auto classes and the Hub add to a config.json besides our own fields.
+_BASE_KEYS = {
+    "_commit_hash",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "experts_implementation",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+    "transformers_weights",
+}
+
+
+class PicoConfig(PreTrainedConfig):
+    """Configuration of a [`PicoModel`]: the wrapped encoder's configuration and PICO's own knobs.
+
+    Args:
+        encoder_config: Configuration of the wrapped vision-text dual encoder, as an object or as the
+            dict of its `to_dict()`; None gives a default CLIP. It is always copied, because a
+            composite config resets `_attn_implementation` on a shared one.
+        num_prototypes: K, style prototypes per modality, from 1 to the number of columns D.
+        probe_size: R, matched training pairs whose column means are the instance space of the
+            prototypes, at least 2.
+        estimator: How the semantic probability is estimated: `"paper"` (style prototypes) or
+            `"pseudo"` (the pseudo-semantic probability p̂ itself).
+        combination: How the two modalities' style scores become one probability: `"mean"` or
+            `"product"`.
+        fusion: How prototypes of successive iterations are fused, a key of
+            `pico_hf.prototypes.FUSION_RULES`.
+        feedback_temperature: τ of the normalised gain and 1/κ of the gated EMA, in rSum points, > 0.
+        fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
+            1 - α_max of `fusion="gated_ema"`.
+        loss: Training loss, a key of `pico_hf.losses.LOSSES`.
+        margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
+        kwargs: What every `PreTrainedConfig` takes.
+
+    Raises:
+        ValueError: If a value is out of its range, or if a key is unknown (the nearest valid
+            name is suggested).
+
+    Example:
+        >>> PicoConfig(num_prototypes=4).num_prototypes
+        4
+    """
+
+    model_type = "pico"
+    sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
+
+    encoder_config: PreTrainedConfig | dict | None = None
+    num_prototypes: int = 8
+    probe_size: int = 1024
+    estimator: str = "paper"
+    combination: str = "mean"
+    fusion: str = "normalised_gain"
+    feedback_temperature: float = 5.0
+    fusion_momentum: float = 0.9
+    loss: str = "hinge"
+    margin: float = 0.2
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Refuses unknown keys and values out of range, then builds the encoder's config."""
+        _refuse_unknown_keys(kwargs, known=[field.name for field in fields(self)])
+        self.validate_ranges()
+        self.encoder_config = _encoder_config(self.encoder_config)
+        super().__post_init__(**kwargs)
+
+    def validate_ranges(self) -> None:
+        """Raises ValueError if a knob has a value that nothing could be computed with."""
+        _at_least("num_prototypes", self.num_prototypes, 1)
+        _at_least("probe_size", self.probe_size, 2)
+        for name in ("feedback_temperature", "margin"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be > 0, got {getattr(self, name)!r}.")
+        if not 0 <= self.fusion_momentum < 1:
+            raise ValueError(f"`fusion_momentum` must be in [0, 1), got {self.fusion_momentum!r}.")
+        _one_of("estimator", self.estimator, ESTIMATORS)
+        _one_of("combination", self.combination, COMBINATIONS)
+        _one_of("fusion", self.fusion, FUSION_RULES)
+        _one_of("loss", self.loss, LOSSES)
+
+
+def _encoder_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    values = dict(config) if isinstance(config, dict) else (config.to_dict() if config else {})
+    model_type = values.pop("model_type", "clip")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`encoder_config` has model_type {model_type!r}, which this installation does not know. "
+            "Import the module that registers it with `AutoConfig.register` first, or upgrade "
+            "transformers."
+        )
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _refuse_unknown_keys(kwargs: dict[str, Any], known: list[str]) -> None:
+    for key in kwargs.keys() - _BASE_KEYS:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(known)}."
+        raise ValueError(f"`{key}` is not a key of PicoConfig.{hint}")
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}.")
+
+
+def _one_of(name: str, value: str, choices: dict[str, Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(sorted(choices))}, got {value!r}.")

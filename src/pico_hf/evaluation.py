@@ -1,0 +1,127 @@
+"""A retrieval split → token features → metrics, the same for training, trials and final numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from pico_hf.data import ImageTextDataset
+from pico_hf.metrics import retrieval_metrics
+from pico_hf.modeling_pico import PicoModel
+from pico_hf.similarity import TokenFeatures
+
+IMAGE_INPUTS = (
+    "pixel_values",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_hidden_states",
+    "patch_mask",
+)
+TEXT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "word_mask",
+    "text_hidden_states",
+)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A whole split as token features.
+
+    Attributes:
+        images: All images, once each.
+        texts: All captions.
+        text_to_image: (texts,) row of `images` that each caption belongs to.
+    """
+
+    images: TokenFeatures
+    texts: TokenFeatures
+    text_to_image: Tensor
+
+
+@dataclass(frozen=True)
+class SplitEncoder:
+    """Encodes rows batch by batch in eval mode and leaves the model's mode and random state alone.
+
+    Args:
+        model: The model.
+        collate: Rows to batch.
+        batch_size: Rows at a time, >= 1.
+        num_workers: Processes that decode images.
+        disable_tqdm: True shows no progress bar.
+    """
+
+    model: PicoModel
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    batch_size: int = 64
+    num_workers: int = 0
+    disable_tqdm: bool = False
+
+    def split(self, split: ImageTextDataset, description: str = "Encoding") -> EncodedSplit:
+        """Encodes every image and every caption of a split, once each."""
+        images = [images for images, _ in self.batches(split.images(), description)]
+        texts = [texts for _, texts in self.batches(split.captions(), description)]
+        return EncodedSplit(
+            TokenFeatures.concatenate(images),
+            TokenFeatures.concatenate(texts),
+            split.text_to_image.to(self.model.device),
+        )
+
+    @torch.no_grad()
+    def batches(
+        self, rows: Dataset, description: str
+    ) -> Iterator[tuple[TokenFeatures | None, TokenFeatures | None]]:
+        """Yields (images, texts) of each batch; None for the side the rows do not have."""
+        loader = DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # the default one belongs to the training run
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            for batch in tqdm(loader, desc=description, disable=self.disable_tqdm, leave=False):
+                yield encode_batch(self.model, batch)
+        finally:
+            self.model.train(training)
+
+
+def encode_batch(
+    model: PicoModel, batch: Mapping[str, Any]
+) -> tuple[TokenFeatures | None, TokenFeatures | None]:
+    """Token features of both sides of a batch; None for a side the batch has no inputs of."""
+    image = {name: batch[name].to(model.device) for name in IMAGE_INPUTS if name in batch}
+    text = {name: batch[name].to(model.device) for name in TEXT_INPUTS if name in batch}
+    return (
+        model.encode_images(**image) if image else None,
+        model.encode_texts(**text) if text else None,
+    )
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: PicoModel, split: EncodedSplit, column_weights: Tensor | None = None
+) -> dict[str, float]:
+    """Ranks all captions for every image and all images for every caption.
+
+    Args:
+        model: Gives the column weights, unless others are tried.
+        split: From [`SplitEncoder.split`].
+        column_weights: (D,) weights to try instead of the model's own.
+
+    Returns:
+        R@1/5/10 both ways in percent, median ranks, and rSum; see `pico_hf.metrics`.
+    """
+    return retrieval_metrics(
+        model.score(split.images, split.texts, column_weights), split.text_to_image
+    )

@@ -1,0 +1,442 @@
+"""The model: wiring between encoder, weights, scores and loss, and the Hugging Face outputs."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    VisionTextDualEncoderModel,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from pico_hf import encoders
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.losses import LOSSES
+from pico_hf.prototypes import PicoPrototypes
+from pico_hf.semantic import column_weights
+from pico_hf.similarity import TokenFeatures, similarity
+
+
+@dataclass
+class PicoOutput(ModelOutput):
+    """Output of [`PicoModel`].
+
+    Attributes:
+        loss: Training loss, a scalar; None unless the batch is a square of matched pairs and
+            `return_loss=True`.
+        logits_per_image: (images, texts) fp32, `exp(logit_scale)` times the score, plus the bias of
+            encoders that have one.
+        logits_per_text: (texts, images), the transpose.
+        image_features: Token features of the images.
+        text_features: Token features of the texts.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits_per_image: torch.FloatTensor | None = None
+    logits_per_text: torch.FloatTensor | None = None
+    image_features: TokenFeatures | None = None
+    text_features: TokenFeatures | None = None
+
+
+class PicoModel(PreTrainedModel):
+    """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
+
+    The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
+    s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175). `forward` changes no state; the weights w
+    change in `prototypes.refine` alone.
+
+    Args:
+        config: The model's configuration.
+        encoder: A live dual encoder to wrap; None builds one from `config.encoder_config` with
+            random weights (what `from_pretrained` fills).
+
+    Raises:
+        ValueError: If the encoder's architecture is not supported, or if there are more prototypes
+            than columns.
+    """
+
+    config: PicoConfig
+    config_class = PicoConfig
+    base_model_prefix = "pico"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    accepts_loss_kwargs = False  # a contrastive loss is a mean over the batch, not over tokens
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _keep_in_fp32_modules_strict = ["prototypes"]
+
+    def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if encoder is None:
+            encoder = AutoModel.from_config(config.encoder_config)
+        config.encoder_config = encoder.config
+        self.encoder = encoder
+        self.prototypes = PicoPrototypes(
+            encoders.embedding_dim(encoder),
+            config.num_prototypes,
+            config.probe_size,
+            estimator=config.estimator,
+            combination=config.combination,
+            fusion=config.fusion,
+            feedback_temperature=config.feedback_temperature,
+            fusion_momentum=config.fusion_momentum,
+        )
+        # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.logit_bias = nn.Parameter(torch.zeros(()))
+        self._towers_frozen = False
+        self.post_init()
+
+    # ---- building ------------------------------------------------------------------------
+
+    @classmethod
+    def from_encoder(cls, encoder: PreTrainedModel, **config_kwargs: Any) -> PicoModel:
+        """Wraps a live dual encoder; its weights and its features stay what they are.
+
+        Args:
+            encoder: A dual encoder of a supported or registered architecture.
+            config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
+
+        Returns:
+            The wrapped model with uniform column weights, in the encoder's train/eval mode.
+
+        Raises:
+            ValueError: If the architecture is unknown, gives no token features, or if the token map
+                does not reproduce the encoder's own pooled features.
+        """
+        encoders.check_encoder(encoder)
+        model = cls(PicoConfig(encoder_config=encoder.config.to_dict(), **config_kwargs), encoder)
+        log_scale, bias = encoders.logit_scale(encoder)
+        with torch.no_grad():
+            model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
+            model.logit_bias.fill_(bias or 0.0)
+        model.to(dtype=encoder.dtype, device=encoder.device)
+        return model.train(encoder.training)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls, vision: str | os.PathLike, text: str | os.PathLike, **kwargs: Any
+    ) -> PicoModel:
+        """Joins a vision and a text tower with new projections and wraps the pair.
+
+        Args:
+            vision: Path or repository of the vision tower.
+            text: Path or repository of the text tower.
+            kwargs: Fields of [`PicoConfig`]; the rest goes to
+                `VisionTextDualEncoderModel.from_vision_text_pretrained`.
+
+        Returns:
+            The wrapped model. Its projections are untrained.
+        """
+        pico, rest = _split_config_kwargs(kwargs)
+        pair = VisionTextDualEncoderModel.from_vision_text_pretrained(
+            os.fspath(vision), os.fspath(text), **rest
+        )
+        return cls.from_encoder(pair, **pico)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> PicoModel:
+        """Loads a Pico model, or loads any other dual encoder and wraps it.
+
+        The stock method would build a *randomly initialised* encoder from a plain CLIP repository
+        without saying so.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub repository.
+            args: See `PreTrainedModel.from_pretrained`.
+            kwargs: Likewise. Fields of [`PicoConfig`] may be given as well.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`].
+        """
+        if kwargs.get("config") is None and not args:
+            config_dict = _peek_config(pretrained_model_name_or_path, kwargs)
+            if config_dict.get("model_type") != cls.config_class.model_type:
+                pico, rest = _split_config_kwargs(kwargs)
+                encoder = AutoModel.from_pretrained(pretrained_model_name_or_path, **rest)
+                return cls.from_encoder(encoder.eval(), **pico)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """Saves weights, prototypes and configuration under the names the live modules have.
+
+        The original-format key names of some towers cannot be read back by
+        `Trainer(resume_from_checkpoint=…)`, which loads with `strict=False` and would lose those
+        weights in silence; so `save_original_format` is False here.
+
+        Args:
+            save_directory: Folder, created if need be.
+            kwargs: See `PreTrainedModel.save_pretrained`.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh state for what a checkpoint lacks: buffers are garbage after meta-device loading."""
+        if isinstance(module, PicoPrototypes):
+            for name, buffer in module.named_buffers(recurse=False):
+                fill = init.ones_ if name == "semantic_probability" else init.zeros_
+                fill(buffer)
+        elif module is self:
+            init.zeros_(self.logit_scale)
+            init.zeros_(self.logit_bias)
+        else:
+            super()._init_weights(module)
+
+    # ---- weights -------------------------------------------------------------------------
+
+    @property
+    def semantic_probability(self) -> Tensor:
+        """p (D,) in [0, 1]: how likely each column carries semantics; ones before a refinement."""
+        return self.prototypes.semantic_probability
+
+    @property
+    def column_weights(self) -> Tensor:
+        """w = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
+        return column_weights(self.semantic_probability)
+
+    def restart_prototypes(self, probe_size: int) -> None:
+        """Forgets prototypes and feedback and makes room for a probe set of another size.
+
+        Args:
+            probe_size: R, matched pairs in the new probe set.
+        """
+        self.config.probe_size = probe_size
+        self.prototypes.restart(probe_size)
+
+    # ---- freezing ------------------------------------------------------------------------
+
+    def freeze_towers(self) -> None:
+        """Trains only what comes after the towers' hidden states: projections and logit scale.
+
+        Frozen towers stay in eval mode, so neither dropout nor batch statistics move and their
+        hidden states can be cached.
+        """
+        trainable = set(encoders.projection_parameters(self.encoder))
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(name in trainable)
+        self._towers_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PicoModel:
+        """Sets the mode; towers that are frozen stay in eval mode."""
+        super().train(mode)
+        if getattr(self, "_towers_frozen", False):
+            self.encoder.eval()
+        return self
+
+    # ---- tokens, scores, loss ------------------------------------------------------------
+
+    def encode_images(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        image_hidden_states: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+    ) -> TokenFeatures:
+        """Images to unit-length patch features.
+
+        Args:
+            pixel_values: What the processor gives.
+            pixel_attention_mask: NaFlex only: real patches.
+            spatial_shapes: NaFlex only: rows and columns of patches.
+            interpolate_pos_encoding: For towers that take it.
+            image_hidden_states: (images, patches, hidden) tower outputs computed before, instead of
+                `pixel_values`.
+            patch_mask: (images, patches) True = real patch of `image_hidden_states`; None = all.
+
+        Returns:
+            Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
+        """
+        if image_hidden_states is None:
+            extras = {
+                "pixel_attention_mask": pixel_attention_mask,
+                "spatial_shapes": spatial_shapes,
+                "interpolate_pos_encoding": interpolate_pos_encoding,
+            }
+            given = {name: value for name, value in extras.items() if value is not None}
+            hidden = encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
+        else:
+            hidden = _hidden(self, image_hidden_states, patch_mask)
+        projected = encoders.project_image_tokens(self.encoder, hidden.features)
+        return _unit_length(projected, hidden.mask, "image")
+
+    def encode_texts(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+    ) -> TokenFeatures:
+        """Texts to unit-length word features.
+
+        Args:
+            input_ids: (texts, words).
+            attention_mask: (texts, words), 1 = a token the tower attends to.
+            token_type_ids: For towers that take it.
+            position_ids: For towers that take it.
+            word_mask: (texts, words) True = a word that takes part in the score. None: every
+                attended token but the special ones.
+            text_hidden_states: (texts, words, hidden) tower outputs computed before, instead of
+                `input_ids`.
+
+        Returns:
+            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool.
+        """
+        if text_hidden_states is None:
+            extras = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+            given = {name: value for name, value in extras.items() if value is not None}
+            hidden = encoders.text_hidden_states(
+                self.encoder,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                word_mask=word_mask,
+                **given,
+            )
+        else:
+            hidden = _hidden(self, text_hidden_states, word_mask)
+        projected = encoders.project_text_tokens(self.encoder, hidden.features)
+        return _unit_length(projected, hidden.mask, "text")
+
+    def score(
+        self, images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None = None
+    ) -> Tensor:
+        """S for every image and text.
+
+        Args:
+            images: From `encode_images`.
+            texts: From `encode_texts`.
+            column_weights: (D,) other weights than the model's own, as a trial needs.
+
+        Returns:
+            (images, texts) fp32, in [-2, 2] for uniform weights.
+        """
+        weights = self.column_weights if column_weights is None else column_weights
+        return similarity(images, texts, weights)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        image_hidden_states: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        loss_ramp: float | None = None,
+        return_loss: bool = True,
+        return_dict: bool | None = None,
+    ) -> PicoOutput | tuple:
+        """Scores all images against all texts; changes no state.
+
+        Args:
+            pixel_values: See `encode_images`, like the other image inputs.
+            input_ids: See `encode_texts`, like the other text inputs.
+            attention_mask: See `encode_texts`.
+            pixel_attention_mask: See `encode_images`.
+            spatial_shapes: See `encode_images`.
+            interpolate_pos_encoding: See `encode_images`.
+            token_type_ids: See `encode_texts`.
+            position_ids: See `encode_texts`.
+            word_mask: See `encode_texts`.
+            image_hidden_states: See `encode_images`.
+            patch_mask: See `encode_images`.
+            text_hidden_states: See `encode_texts`.
+            image_ids: (images,) identity of each image; pairs of the same image are no negatives.
+            loss_ramp: In [0, 1]: the hinge loss over all negatives, scaled (warm-up). None: over
+                the hardest negatives.
+            return_loss: True computes the loss when there are as many images as texts, and at
+                least two.
+            return_dict: False returns a tuple.
+
+        Returns:
+            Loss, logits both ways and the token features.
+        """
+        images = self.encode_images(
+            pixel_values,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            image_hidden_states=image_hidden_states,
+            patch_mask=patch_mask,
+        )
+        texts = self.encode_texts(
+            input_ids,
+            attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            word_mask=word_mask,
+            text_hidden_states=text_hidden_states,
+        )
+        scores = self.score(images, texts)
+        logits = scores * self.logit_scale.float().exp() + self.logit_bias.float()
+        loss = None
+        if return_loss and len(images) == len(texts) and len(images) > 1:
+            loss = self._loss(scores, logits, image_ids, loss_ramp)
+        output = PicoOutput(loss, logits, logits.t(), images, texts)
+        return output if return_dict is not False else output.to_tuple()
+
+    def _loss(
+        self, scores: Tensor, logits: Tensor, image_ids: Tensor | None, ramp: float | None
+    ) -> Tensor:
+        loss = LOSSES[self.config.loss]
+        if self.config.loss == "hinge":
+            return loss(scores, image_ids, margin=self.config.margin, ramp=ramp)
+        return loss(logits, image_ids)
+
+
+def _hidden(model: PicoModel, states: Tensor, mask: Tensor | None) -> TokenFeatures:
+    mask = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    return TokenFeatures(states.to(model.device, model.dtype), mask.to(model.device))
+
+
+def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:
+    features = nn.functional.normalize(projected.float(), dim=-1)
+    if not torch.isfinite(features).all():
+        raise ValueError(
+            f"The {side} features contain NaN or infinity. Check the encoder's weights and inputs; "
+            "if it runs in half precision, try float32 or bfloat16."
+        )
+    return TokenFeatures(features, mask)
+
+
+def _split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
+    own.discard("encoder_config")
+    pico = {key: value for key, value in kwargs.items() if key in own}
+    return pico, {key: value for key, value in kwargs.items() if key not in own}
+
+
+def _peek_config(path: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The raw config.json, read with the caller's Hub options and before anything is built."""
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    options = {key: kwargs[key] for key in hub if key in kwargs}
+    return PreTrainedConfig.get_config_dict(os.fspath(path), **options)[0]

@@ -1,0 +1,269 @@
+"""What the stock Trainer cannot do: score a whole retrieval split, and refine prototypes by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from pico_hf.callbacks import PrototypeFeedbackCallback
+from pico_hf.data import ImageTextDataset, PicoCollator
+from pico_hf.encoders import projection_parameters
+from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.feature_cache import cache_token_features
+from pico_hf.modeling_pico import PicoModel
+from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
+from pico_hf.training_args import PicoTrainingArguments
+
+MIN_DEV_IMAGES = 10
+
+
+class PicoTrainer(Trainer):
+    """`transformers.Trainer` for [`PicoModel`]: whole-split retrieval metrics and prototype feedback.
+
+    Args:
+        model: The model to train, plain or wrapped by peft.
+        args: The run's knobs.
+        train_dataset: Rows of an image and its captions: a `datasets.Dataset` with image and
+            caption columns, or an `ImageTextDataset`.
+        eval_dataset: The dev split, likewise; in a dict of splits the first one gives the feedback.
+            Never the test split: prototypes and checkpoints are chosen by it.
+        processing_class: Processor of images and captions; the default collator is made from it.
+        data_collator: Rows to batch; None makes a [`PicoCollator`].
+        callbacks: More callbacks.
+        kwargs: What else `Trainer` takes.
+
+    Raises:
+        ValueError: If the dev split has fewer than 10 images, or the training split fewer rows than
+            a batch.
+    """
+
+    args: PicoTrainingArguments
+
+    def __init__(
+        self,
+        model: PicoModel | nn.Module,
+        args: PicoTrainingArguments,
+        train_dataset: datasets.Dataset | Dataset | None = None,
+        eval_dataset: datasets.Dataset | Dataset | Mapping[str, Any] | None = None,
+        processing_class: Any = None,
+        data_collator: Any = None,
+        callbacks: list | None = None,
+        **kwargs: Any,
+    ) -> None:
+        train, dev = (
+            _each(lambda rows: as_pairs(rows, args.seed), splits)
+            for splits in (train_dataset, eval_dataset)
+        )
+        if train is not None:
+            _check_train_split(train, args)
+        _each(_check_dev_split, dev)
+        if args.freeze_encoder:
+            base_model(model).freeze_towers()
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=dev,
+            processing_class=processing_class,
+            data_collator=data_collator or PicoCollator(processing_class),
+            callbacks=callbacks,
+            **kwargs,
+        )
+        if args.freeze_encoder:
+            self.train_dataset = _each(self._cache, train)
+            self.eval_dataset = _each(self._cache, dev)
+        if train is not None and args.refine_prototypes:
+            self._fit_probe()
+        self.add_callback(PrototypeFeedbackCallback(self))
+
+    def _fit_probe(self) -> None:
+        """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
+        if self.pico_model.config.probe_size > len(self.train_dataset):
+            self.restart_prototypes()
+
+    # ---- feedback -------------------------------------------------------------------------
+
+    @property
+    def pico_model(self) -> PicoModel:
+        """The PicoModel inside whatever wraps it."""
+        return base_model(self.accelerator.unwrap_model(self.model))
+
+    @property
+    def dev_split(self) -> ImageTextDataset:
+        """The split that feedback and checkpoint selection use."""
+        splits = self.eval_dataset
+        return next(iter(splits.values())) if isinstance(splits, Mapping) else splits
+
+    @property
+    def feedback_metric(self) -> str:
+        """Name of the dev split's rSum in the metrics."""
+        splits = self.eval_dataset
+        return f"eval_{next(iter(splits))}_rsum" if isinstance(splits, Mapping) else "eval_rsum"
+
+    def restart_prototypes(self) -> None:
+        """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
+        size = min(self.pico_model.config.probe_size, len(self.train_dataset))
+        self.pico_model.restart_prototypes(size)
+
+    def refine_prototypes(self) -> None:
+        """One iteration: statistics of the probe set, new prototypes, a trial on dev, fusing."""
+        model = self.pico_model
+        dev = self._split_encoder().split(self.dev_split, "Feedback trial")
+
+        def trial(probability: Tensor) -> float:
+            return evaluate_retrieval(model, dev, column_weights(probability))["rsum"]
+
+        report = model.prototypes.refine(self.probe_statistics(), trial)
+        weights = model.column_weights
+        self.log(
+            {
+                "pico_iteration": report.iteration,
+                "pico_feedback": report.gain,
+                "pico_fused_weight": report.fused_weight,
+                "pico_weight_std": float(weights.std(correction=0)),
+                "pico_weight_min": float(weights.min()),
+                "pico_weight_max": float(weights.max()),
+            }
+        )
+
+    def probe_statistics(self) -> ColumnStatistics:
+        """Column statistics of the probe set: first training rows, first captions, fixed order."""
+        probe = self.train_dataset.probe(self.pico_model.config.probe_size)
+        batches = self._split_encoder().batches(probe, "Probe statistics")
+        return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+
+    # ---- scoring a split ------------------------------------------------------------------
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Embeds the whole split once and ranks all of it against all of it.
+
+        Args:
+            dataloader: Its dataset is the split.
+            description: Text of the progress bar.
+            prediction_loss_only: Ignored: retrieval has no per-batch loss worth reporting.
+            ignore_keys: Ignored.
+            metric_key_prefix: Prefix of the metric names.
+
+        Returns:
+            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent.
+        """
+        split = self._split_encoder().split(dataloader.dataset, description)
+        metrics = evaluate_retrieval(self.pico_model, split)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(None, None, metrics=named, num_samples=len(split.images))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = as_pairs(eval_dataset, self.args.seed)
+        return super().get_eval_dataloader(eval_dataset)
+
+    def _split_encoder(self) -> SplitEncoder:
+        return SplitEncoder(
+            self.pico_model,
+            self.data_collator,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            disable_tqdm=self.args.disable_tqdm,
+        )
+
+    # ---- training -------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments."""
+        epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
+        ramp = epoch / warmup if epoch < warmup else None
+        return super().compute_loss(
+            model, {**inputs, "loss_ramp": ramp}, return_outputs, num_items_in_batch
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The chosen optimizer, with a lower learning rate for towers than for what follows them."""
+        if self.optimizer is None:
+            chosen = self.model if model is None else model
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
+            self.optimizer = optimizer(self._parameter_groups(chosen), **options)
+        return self.optimizer
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        decayed = set(self.get_decay_parameter_names(model))
+        towers = _tower_parameters(base_model(model))
+        tower_rate = self.args.tower_learning_rate or self.args.learning_rate / 10
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                key = (id(parameter) in towers, name in decayed)
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": tower_rate if tower else self.args.learning_rate,
+                "weight_decay": self.args.weight_decay if decay else 0.0,
+            }
+            for (tower, decay), parameters in groups.items()
+        ]
+
+    def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
+        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
+        return cache_token_features(self._split_encoder(), rows, Path(folder))
+
+
+def base_model(model: nn.Module) -> PicoModel:
+    """The PicoModel inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
+    """Rows with image and caption columns as a retrieval split; one that is stays as it is."""
+    return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
+
+
+def _tower_parameters(model: PicoModel) -> set[int]:
+    """Identities of the encoder's parameters that come before the hidden states."""
+    heads = set(projection_parameters(model.encoder))
+    return {id(p) for name, p in model.encoder.named_parameters() if name not in heads}
+
+
+def _each(function: Any, splits: Any) -> Any:
+    """Applies a function to one split, to each of a dict of splits, or to none."""
+    if isinstance(splits, Mapping):
+        return {name: function(split) for name, split in splits.items()}
+    return None if splits is None else function(splits)
+
+
+def _check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
+    if len(split) < MIN_DEV_IMAGES:
+        raise ValueError(
+            f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "
+            "fewer, R@10 is 100 % by chance and feedback is noise."
+        )
+    return split
+
+
+def _check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
+    if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
+        raise ValueError(
+            f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
+            f"images, got {len(split)}. Lower `per_device_train_batch_size`."
+        )
