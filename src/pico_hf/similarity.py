@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pico_hf.late_interaction import LateInteraction, interact, working_type
+from pico_hf.packing import Packing
+
 
 @dataclass(frozen=True)
 class TokenFeatures:
@@ -84,6 +87,7 @@ def similarity(
     images: TokenFeatures,
     texts: TokenFeatures,
     column_weights: Float[Tensor, " D"] | None = None,
+    progress: bool = False,
 ) -> Float[Tensor, "images texts"]:
     """Score every image against every text by weighted late interaction in both directions.
 
@@ -95,6 +99,7 @@ def similarity(
         texts: Words of the texts, as wide as `images`.
         column_weights: Semantic probability of each column, scaled to mean 1; None = all 1.
             No gradient flows through it.
+        progress: Show a progress bar, for large galleries.
 
     Returns:
         Scores, in [-2, 2] for normalised tokens without weights; float64 for float64
@@ -113,16 +118,18 @@ def similarity(
         [[0.75]]
     """
     _check_scorable(images, texts)
-    if column_weights is not None:
-        texts = texts.fold(column_weights.detach())
-    rows = []
-    for patches, real in zip(images.features, images.mask, strict=True):
-        pair = torch.einsum("pd,twd->tpw", patches[real], texts.features)
-        pair = pair.masked_fill(~texts.mask.unsqueeze(1), -torch.inf)
-        best_patch = pair.amax(dim=1).masked_fill(~texts.mask, 0)  # (texts, words)
-        word_mean = best_patch.sum(dim=1) / texts.mask.sum(dim=1)
-        rows.append(pair.amax(dim=2).mean(dim=1) + word_mean)
-    return torch.stack(rows)
+    image_features, text_features = images.features.contiguous(), texts.features
+    if column_weights is not None:  # folded once, into the smaller side
+        dtype = working_type(image_features, text_features)
+        text_features = text_features.to(dtype) * column_weights.detach().to(
+            text_features.device, dtype
+        )
+    text_features = text_features.contiguous()
+    packings = Packing(images.mask), Packing(texts.mask)
+    tracked = image_features.requires_grad or text_features.requires_grad
+    if torch.is_grad_enabled() and tracked:
+        return LateInteraction.apply(image_features, text_features, *packings, progress)
+    return interact(image_features, text_features, *packings, progress=progress)
 
 
 def _check_scorable(images: TokenFeatures, texts: TokenFeatures) -> None:
