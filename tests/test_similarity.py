@@ -103,3 +103,29 @@ def test_a_row_without_real_tokens_is_refused_by_name(side):
     sides[side].mask[1] = False
     with pytest.raises(ValueError, match=rf"`{side}` must have at least one real token.*\[1\]"):
         similarity(**sides)
+
+
+def test_no_texts_give_no_scores(images, texts):
+    assert similarity(images, texts[:0]).shape == (5, 0)
+    assert similarity(images[:0], texts).shape == (0, 4)
+
+
+def test_reordering_the_items_reorders_the_scores(images, texts):
+    rows, columns = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 3, 1, 0])
+    expected = similarity(images, texts)[rows][:, columns]
+    torch.testing.assert_close(similarity(images[rows], texts[columns]), expected)
+
+
+def test_float32_scores_are_within_1e_5_of_float64():
+    images, texts = random_tokens(6, 50, 512, seed=3), random_tokens(8, 20, 512, seed=4)
+    wide = [TokenFeatures(side.features.double(), side.mask) for side in (images, texts)]
+    difference = similarity(images, texts) - similarity(*wide)
+    assert similarity(*wide).dtype == torch.float64
+    assert difference.abs().max() < 1e-5
+
+
+def test_progress_is_shown_only_on_request(images, texts, capsys):
+    similarity(images, texts)
+    assert capsys.readouterr().err == ""
+    similarity(images, texts, progress=True)
+    assert "similarity" in capsys.readouterr().err

@@ -105,6 +105,11 @@ class Packing:
         return [_chunk(runs) for runs in groups]
 
 
+def size(part: slice) -> int:
+    """Return the number of entries of a slice with both ends."""
+    return part.stop - part.start
+
+
 def _chunk(runs: list[Run]) -> Chunk:
     first, last = runs[0], runs[-1]
     local = [

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pico_hf.late_interaction import LateInteraction, interact, working_type
+from pico_hf.interaction_gradient import LateInteraction
+from pico_hf.late_interaction import interact, working_type
 from pico_hf.packing import Packing
 
 
@@ -103,10 +104,12 @@ def similarity(
 
     Returns:
         Scores, in [-2, 2] for normalised tokens without weights; float64 for float64
-        features, float32 for all others. Differentiable in both features.
+        features, float32 for all others. Differentiable once in both features; of tied
+        tokens the first takes the gradient.
 
     Raises:
         ValueError: If the widths differ or an image or text has no real token.
+        RuntimeError: In a backward with create_graph=True.
 
     Example:
         >>> eye = torch.eye(2).unsqueeze(0)
@@ -121,9 +124,8 @@ def similarity(
     image_features, text_features = images.features.contiguous(), texts.features
     if column_weights is not None:  # folded once, into the smaller side
         dtype = working_type(image_features, text_features)
-        text_features = text_features.to(dtype) * column_weights.detach().to(
-            text_features.device, dtype
-        )
+        weights = column_weights.detach().to(text_features.device, dtype)
+        text_features = text_features.to(dtype) * weights
     text_features = text_features.contiguous()
     packings = Packing(images.mask), Packing(texts.mask)
     tracked = image_features.requires_grad or text_features.requires_grad

@@ -1,0 +1,139 @@
+"""The gradient of the late interaction: sums over the tokens that won a maximum.
+
+A maximum passes its gradient to one patch and one word, so both gradients are weighted sums of few
+rows ("bags"). No product is computed again, and pairs without gradient cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from pico_hf.late_interaction import Matches, interact
+from pico_hf.packing import Packing, size
+
+BAG_ENTRIES = 2**18  # (patch, word, weight) entries listed and sorted at a time: about 10 MB
+
+
+class LateInteraction(torch.autograd.Function):
+    """Scores of all pairs; a maximum passes its gradient to its winner, the first one on ties."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image_features: Float[Tensor, "images patches D"],
+        text_features: Float[Tensor, "texts words D"],
+        images: Packing,
+        texts: Packing,
+        progress: bool,
+    ) -> Float[Tensor, "images texts"]:
+        """Score all pairs and keep the positions of the maxima."""
+        matches = Matches.empty(images, texts)
+        ctx.images, ctx.texts = images, texts
+        ctx.save_for_backward(image_features, text_features, matches.words, matches.patches)
+        return interact(image_features, text_features, images, texts, matches, progress)
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "images texts"]
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        """Sum the rows that won; pairs without gradient (all but the hardest) cost nothing."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "`similarity` cannot be differentiated twice, got create_graph=True. Do call "
+                "backward without it, or score with plain autograd operations."
+            )
+        image_features, text_features, *saved = ctx.saved_tensors
+        images, texts, matches = ctx.images, ctx.texts, Matches(*saved)
+        dtype = gradient.dtype
+        words = texts.take(text_features, slice(0, texts.size), dtype)
+        needs_images, needs_texts = ctx.needs_input_grad[:2]
+        to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
+        to_texts = torch.zeros_like(words)
+        gradient = gradient[images.order.unsqueeze(1), texts.order]
+        for block, patch, word, weight in _entries(gradient, images, texts, matches):
+            if needs_images:
+                to_images[block] = bags(words, word, patch, weight, size(block))
+            if needs_texts:
+                patches = images.take(image_features, block, dtype)
+                to_texts += bags(patches, patch, word, weight, texts.size)
+        return (
+            images.unpack(to_images, image_features) if needs_images else None,
+            texts.unpack(to_texts, text_features) if needs_texts else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _entries(
+    gradient: Float[Tensor, "images texts"], images: Packing, texts: Packing, matches: Matches
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """List every maximum of the pairs that carry gradient, some neighbouring images at a time.
+
+    Yields:
+        The packed patch rows of these images and, for each entry, the patch (counted from the
+        first of these rows), the word and the weight. All patch rows get their turn once.
+    """
+    for items in _image_groups(gradient, images, texts):
+        image, text = gradient[items].nonzero(as_tuple=True)
+        image = image + items.start
+        value = gradient[image, text]
+        block = slice(int(images.starts[items.start]), int(images.ends[items.stop - 1]))
+        pair, patch = images.tokens_of(image)
+        other, word = texts.tokens_of(text)
+        best_word = texts.starts[text][pair] + matches.words[text[pair], patch]
+        best_patch = images.starts[image][other] + matches.patches[image[other], word]
+        weights = (value / images.lengths[image])[pair], (value / texts.lengths[text])[other]
+        patches = torch.cat([patch, best_patch]) - block.start
+        yield block, patches, torch.cat([best_word, word]), torch.cat(weights)
+
+
+def _image_groups(
+    gradient: Float[Tensor, "images texts"], images: Packing, texts: Packing
+) -> Iterator[slice]:
+    """Cut the images into groups of about `BAG_ENTRIES` entries.
+
+    Few images while the gradient is dense, so that their patches stay in the cache; all at once
+    for the hardest negatives.
+    """
+    per_pair = images.lengths.unsqueeze(1) + texts.lengths
+    entries = ((gradient != 0) * per_pair).sum(dim=1).tolist()
+    start, total = 0, 0
+    for item, count in enumerate(entries):
+        if total and total + count > BAG_ENTRIES:
+            yield slice(start, item)
+            start, total = item, 0
+        total += count
+    if entries:
+        yield slice(start, len(entries))
+
+
+def bags(
+    table: Float[Tensor, "sources D"],
+    source: Int[Tensor, " entries"],
+    target: Int[Tensor, " entries"],
+    weight: Float[Tensor, " entries"],
+    num_targets: int,
+) -> Float[Tensor, "targets D"]:
+    """Sum weight · table[source] over the entries of every target, in a fixed order.
+
+    `index_add_` would first copy every source row; sorted by target, the entries are the bags
+    that `embedding_bag` sums without a copy and, unlike atomics, always in the same order.
+
+    Example:
+        >>> table = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> source, target = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
+        >>> bags(table, source, target, torch.tensor([1.0, 2.0, 3.0]), 2).tolist()
+        [[0.0, 2.0], [1.0, 3.0]]
+    """
+    target, order = target.to(torch.int32).sort(stable=True)  # half the radix passes of int64
+    targets = torch.arange(num_targets, dtype=torch.int32, device=table.device)
+    offsets = torch.searchsorted(target, targets)
+    weights = weight[order]
+    return F.embedding_bag(source[order], table, offsets, mode="sum", per_sample_weights=weights)
