@@ -13,7 +13,7 @@ def pack(*features):
 def matches_of(images, texts):
     packings = pack(images, texts)
     matches = Matches.empty(*packings)
-    interact(images, texts, *packings, matches)
+    interact(images, texts, *packings, matches=matches)
     return matches
 
 

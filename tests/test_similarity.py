@@ -97,6 +97,11 @@ def test_texts_of_another_width_are_refused(images):
         similarity(images, random_tokens(2, 3, 4, seed=2))
 
 
+def test_column_weights_of_another_width_are_refused(images, texts):
+    with pytest.raises(ValueError, match=r"`column_weights` must be of shape \(6,\)"):
+        similarity(images, texts, torch.ones(5))
+
+
 @pytest.mark.parametrize("side", ["images", "texts"])
 def test_a_row_without_real_tokens_is_refused_by_name(side):
     sides = {"images": random_tokens(3, 4, 6, 0), "texts": random_tokens(3, 4, 6, 1)}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pico_hf.late_interaction import Matches, interact
+from pico_hf.late_interaction import Matches, fold, interact
 from pico_hf.packing import Packing, size
 
 BAG_ENTRIES = 2**18  # (patch, word, weight) entries listed and sorted at a time: about 10 MB
@@ -30,18 +30,17 @@ class LateInteraction(torch.autograd.Function):
         text_features: Float[Tensor, "texts words D"],
         images: Packing,
         texts: Packing,
+        weights: Float[Tensor, " D"] | None,
         progress: bool,
     ) -> Float[Tensor, "images texts"]:
         """Score all pairs and keep the positions of the maxima."""
         matches = Matches.empty(images, texts)
-        ctx.images, ctx.texts = images, texts
+        ctx.images, ctx.texts, ctx.weights = images, texts, weights
         ctx.save_for_backward(image_features, text_features, matches.words, matches.patches)
-        return interact(image_features, text_features, images, texts, matches, progress)
+        return interact(image_features, text_features, images, texts, weights, matches, progress)
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: Float[Tensor, "images texts"]
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "images texts"]) -> tuple[Tensor | None, ...]:
         """Sum the rows that won; pairs without gradient (all but the hardest) cost nothing."""
         if torch.is_grad_enabled():
             raise RuntimeError(
@@ -51,7 +50,7 @@ class LateInteraction(torch.autograd.Function):
         image_features, text_features, *saved = ctx.saved_tensors
         images, texts, matches = ctx.images, ctx.texts, Matches(*saved)
         dtype = gradient.dtype
-        words = texts.take(text_features, slice(0, texts.size), dtype)
+        words = fold(texts.take(text_features, slice(0, texts.size), dtype), ctx.weights)
         needs_images, needs_texts = ctx.needs_input_grad[:2]
         to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
         to_texts = torch.zeros_like(words)
@@ -64,10 +63,8 @@ class LateInteraction(torch.autograd.Function):
                 to_texts += bags(patches, patch, word, weight, texts.size)
         return (
             images.unpack(to_images, image_features) if needs_images else None,
-            texts.unpack(to_texts, text_features) if needs_texts else None,
-            None,
-            None,
-            None,
+            texts.unpack(fold(to_texts, ctx.weights), text_features) if needs_texts else None,
+            *(None,) * 4,  # packings, weights and progress take no gradient
         )
 
 

@@ -53,6 +53,7 @@ def interact(
     text_features: Float[Tensor, "texts words D"],
     images: Packing,
     texts: Packing,
+    weights: Float[Tensor, " D"] | None = None,
     matches: Matches | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "images texts"]:
@@ -68,7 +69,7 @@ def interact(
     scores = image_features.new_empty(len(images.order), len(texts.order), dtype=dtype)
     with tqdm(total=len(chunks) * len(tiles), disable=not progress, desc="similarity") as bar:
         for chunk in chunks:
-            words = texts.take(text_features, chunk.rows, dtype)
+            words = fold(texts.take(text_features, chunk.rows, dtype), weights)
             columns = scores.new_empty(len(images.order), size(chunk.items))
             best_patch = scores.new_empty(len(words), len(images.order))
             block = None
@@ -87,6 +88,11 @@ def interact(
                 columns[:, run.items] += by_text.mean(dim=1).T
             scores[images.order.unsqueeze(1), texts.order[chunk.items]] = columns
     return scores
+
+
+def fold(words: Float[Tensor, "rows D"], weights: Tensor | None) -> Float[Tensor, "rows D"]:
+    """Multiply the columns of some words: s[p, w] takes the weights on one side only."""
+    return words if weights is None else words * weights.to(words)
 
 
 def working_type(image_features: Tensor, text_features: Tensor) -> torch.dtype:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pico_hf.interaction_gradient import LateInteraction
-from pico_hf.late_interaction import interact, working_type
+from pico_hf.late_interaction import interact
 from pico_hf.packing import Packing
 
 
@@ -98,17 +98,15 @@ def similarity(
     Args:
         images: Patches of the images.
         texts: Words of the texts, as wide as `images`.
-        column_weights: Semantic probability of each column, scaled to mean 1; None = all 1.
-            No gradient flows through it.
+        column_weights: Semantic probability of each column, scaled to mean 1, without gradient.
         progress: Show a progress bar, for large galleries.
 
     Returns:
-        Scores, in [-2, 2] for normalised tokens without weights; float64 for float64
-        features, float32 for all others. Differentiable once in both features; of tied
-        tokens the first takes the gradient.
+        Scores, in [-2, 2] without weights; float64 for float64 features, else float32.
+        Differentiable once in both features; of tied tokens the first takes the gradient.
 
     Raises:
-        ValueError: If the widths differ or an image or text has no real token.
+        ValueError: If widths differ or an image or text has no real token.
         RuntimeError: In a backward with create_graph=True.
 
     Example:
@@ -120,25 +118,28 @@ def similarity(
         >>> similarity(images, texts, torch.tensor([0.5, 1.5])).tolist()
         [[0.75]]
     """
-    _check_scorable(images, texts)
-    image_features, text_features = images.features.contiguous(), texts.features
-    if column_weights is not None:  # folded once, into the smaller side
-        dtype = working_type(image_features, text_features)
-        weights = column_weights.detach().to(text_features.device, dtype)
-        text_features = text_features.to(dtype) * weights
-    text_features = text_features.contiguous()
+    _check_scorable(images, texts, column_weights)
+    features = images.features.contiguous(), texts.features.contiguous()
     packings = Packing(images.mask), Packing(texts.mask)
-    tracked = image_features.requires_grad or text_features.requires_grad
-    if torch.is_grad_enabled() and tracked:
-        return LateInteraction.apply(image_features, text_features, *packings, progress)
-    return interact(image_features, text_features, *packings, progress=progress)
+    weights = None if column_weights is None else column_weights.detach()
+    if torch.is_grad_enabled() and any(side.requires_grad for side in features):
+        return LateInteraction.apply(*features, *packings, weights, progress)
+    return interact(*features, *packings, weights, progress=progress)
 
 
-def _check_scorable(images: TokenFeatures, texts: TokenFeatures) -> None:
+def _check_scorable(
+    images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None
+) -> None:
     """Refuse inputs for which the score is not defined."""
-    if images.features.shape[2] != texts.features.shape[2]:
+    width = images.features.shape[2]
+    if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
-            f"`texts` must be as wide as `images` ({images.features.shape[2]} columns), got "
+            f"`column_weights` must be of shape ({width},), one per column, got "
+            f"{tuple(column_weights.shape)}. Do take them from features of this width."
+        )
+    if width != texts.features.shape[2]:
+        raise ValueError(
+            f"`texts` must be as wide as `images` ({width} columns), got "
             f"{texts.features.shape[2]}. Do project both into one space."
         )
     for name, tokens in (("images", images), ("texts", texts)):
