@@ -1,0 +1,135 @@
+"""Score matrix → scalar. Row i and column i belong together; the same image is never a negative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def hinge_loss(
+    scores: Float[Tensor, "images texts"],
+    image_ids: Int[Tensor, " images"] | None = None,
+    margin: float = 0.2,
+    ramp: float | None = None,
+) -> Float[Tensor, ""]:
+    """Sum over anchors of max(0, margin + negative - positive), in both directions.
+
+    The recipe of the task (LAPS, CVPR 2024): during warm-up all negatives count and the loss is
+    ramped from 0 to 1, afterwards only the hardest negative of every row and column does.
+
+    Args:
+        scores: S of matched pairs, as many texts as images.
+        image_ids: Identity of each row's image; None = all different.
+        margin: In units of S, > 0.
+        ramp: In [0, 1]: all negatives, scaled by it. None: the hardest negatives.
+
+    Returns:
+        The loss; an anchor without a negative adds 0.
+
+    Raises:
+        ValueError: If the matrix is not square, holds one pair, or `image_ids` does not fit it.
+
+    Example:
+        >>> scores = torch.tensor([[0.5, 0.4], [0.0, 0.5]])  # only S[0, 1] comes within the margin
+        >>> round(hinge_loss(scores).item(), 4)  # 0.2 + 0.4 - 0.5, once by row, once by column
+        0.2
+    """
+    scores, negative = _prepare(scores, image_ids)
+    positive = scores.diagonal()
+    rows = (margin + scores - positive.unsqueeze(1)).clamp_min(0).masked_fill(~negative, 0)
+    columns = (margin + scores - positive.unsqueeze(0)).clamp_min(0).masked_fill(~negative, 0)
+    if ramp is not None:
+        return ramp * (rows.sum() + columns.sum())
+    return rows.amax(dim=1).sum() + columns.amax(dim=0).sum()
+
+
+def info_nce_loss(
+    logits: Float[Tensor, "images texts"], image_ids: Int[Tensor, " images"] | None = None
+) -> Float[Tensor, ""]:
+    """Symmetric InfoNCE: mean cross-entropy of the matched text and of the matched image.
+
+    Args:
+        logits: Scaled scores of matched pairs, as many texts as images.
+        image_ids: Identity of each row's image; None = all different.
+
+    Returns:
+        Half the sum of both directions; an anchor without a negative adds 0.
+
+    Raises:
+        ValueError: If the matrix is not square, holds one pair, or `image_ids` does not fit it.
+
+    Example:
+        >>> round(info_nce_loss(torch.zeros(2, 2)).item(), 4)  # ln 2
+        0.6931
+    """
+    logits, negative = _prepare(logits, image_ids)
+    logits = logits.masked_fill(~(negative | _matched(logits)), -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
+
+
+def sigmoid_loss(
+    logits: Float[Tensor, "images texts"], image_ids: Int[Tensor, " images"] | None = None
+) -> Float[Tensor, ""]:
+    """SigLIP's loss: every pair is a question of its own; summed, then divided by the pairs.
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023.
+
+    Args:
+        logits: Scaled and biased scores of matched pairs, as many texts as images.
+        image_ids: Identity of each row's image; None = all different.
+
+    Returns:
+        The loss; unmatched pairs of the same image are left out.
+
+    Raises:
+        ValueError: If the matrix is not square, holds one pair, or `image_ids` does not fit it.
+
+    Example:
+        >>> round(sigmoid_loss(torch.zeros(2, 2)).item(), 4)  # 4 · ln 2 / 2
+        1.3863
+    """
+    logits, negative = _prepare(logits, image_ids)
+    matched = _matched(logits)
+    losses = -F.logsigmoid(torch.where(matched, logits, -logits))
+    return losses.masked_fill(~(negative | matched), 0).sum() / len(logits)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "hinge": hinge_loss,
+    "infonce": info_nce_loss,
+    "sigmoid": sigmoid_loss,
+}
+
+
+def _prepare(
+    scores: Float[Tensor, "images texts"], image_ids: Tensor | None
+) -> tuple[Float[Tensor, "images texts"], Bool[Tensor, "images texts"]]:
+    """Scores in fp32 (fp64 stays), and where image and text belong to different images."""
+    images, texts = scores.shape
+    if images != texts:
+        raise ValueError(
+            f"A contrastive loss needs as many texts as images, got {images} images and {texts} "
+            "texts. Give one text per image."
+        )
+    if images < 2:
+        raise ValueError(
+            f"A contrastive loss needs at least 2 pairs, got {images}. Take larger batches, and "
+            "drop the last one of an epoch if it can be smaller."
+        )
+    ids = torch.arange(images, device=scores.device) if image_ids is None else image_ids
+    if ids.shape != (images,):
+        raise ValueError(
+            f"`image_ids` must name the image of each of the {images} pairs, got shape "
+            f"{tuple(ids.shape)}."
+        )
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return scores, ids.unsqueeze(1) != ids.unsqueeze(0)
+
+
+def _matched(scores: Float[Tensor, "images texts"]) -> Bool[Tensor, "images texts"]:
+    return torch.eye(len(scores), dtype=torch.bool, device=scores.device)
