@@ -1,5 +1,7 @@
 """The equations as plain loops: slow, obvious, and independent of the package's own code."""
 
+import math
+
 import torch
 
 
@@ -17,3 +19,89 @@ def similarity_loop(images, texts, column_weights=None):
             row.append(sum(best_word) / len(best_word) + sum(best_patch) / len(best_patch))
         rows.append(torch.stack(row))
     return torch.stack(rows)
+
+
+def pseudo_semantic_probability_loop(images, texts):
+    """Share of positive products V[p,d]·T[w,d] over all patches, words and matched pairs."""
+    positive, total = 0, 0
+    for pair in range(len(images.mask)):
+        for patch in images.features[pair][images.mask[pair]]:
+            for word in texts.features[pair][texts.mask[pair]]:
+                positive = positive + (patch.double() * word.double() > 0).long()
+                total += 1
+    return positive / total
+
+
+def column_means_loop(tokens):
+    """c_d[r]: mean of column d over the real tokens of row r, (columns, rows)."""
+    rows = zip(tokens.features, tokens.mask, strict=True)
+    means = [[sum(column.tolist()) / mask.sum() for column in row[mask].T] for row, mask in rows]
+    return torch.tensor(means).T
+
+
+def semantic_probability_loop(image_columns, text_columns, image_prototypes, text_prototypes):
+    """p_d = 1 - ½(q_d^v + q_d^t), q the min-max over columns of max_k cos(c_d - mean, μ_k)."""
+    styles = []
+    for columns, prototypes in ((image_columns, image_prototypes), (text_columns, text_prototypes)):
+        nearest = []
+        for column in columns.double():
+            centred = column - column.mean()
+            cosines = [
+                float(centred @ prototype / (centred.norm() * prototype.norm()))
+                for prototype in prototypes.double()
+            ]
+            nearest.append(max(cosines))
+        low, high = min(nearest), max(nearest)
+        styles.append([(value - low) / (high - low) for value in nearest])
+    return torch.tensor([1 - (v + t) / 2 for v, t in zip(*styles, strict=True)])
+
+
+def hinge_loop(scores, image_ids, margin, ramp=None):
+    """All negatives scaled by `ramp`, or the hardest negative of each row and each column."""
+    s, n = scores.tolist(), len(scores)
+    others = [[j for j in range(n) if image_ids[j] != image_ids[i]] for i in range(n)]
+    total = 0.0
+    for i in range(n):
+        by_row = [max(0.0, margin + s[i][j] - s[i][i]) for j in others[i]]
+        by_column = [max(0.0, margin + s[j][i] - s[i][i]) for j in others[i]]
+        for costs in (by_row, by_column):
+            total += max(costs, default=0.0) if ramp is None else ramp * sum(costs)
+    return total
+
+
+def info_nce_loop(logits, image_ids):
+    """Mean over both directions of -log(e^own / Σ e^(own and negatives))."""
+    s, n = logits.tolist(), len(logits)
+    total = 0.0
+    for i in range(n):
+        kept = [j for j in range(n) if j == i or image_ids[j] != image_ids[i]]
+        total -= math.log(math.exp(s[i][i]) / sum(math.exp(s[i][j]) for j in kept))
+        total -= math.log(math.exp(s[i][i]) / sum(math.exp(s[j][i]) for j in kept))
+    return total / (2 * n)
+
+
+def sigmoid_loop(logits, image_ids):
+    """Σ log(1 + e^(-z·logit)) / n with z = 1 for matched pairs and -1 for negatives."""
+    s, n = logits.tolist(), len(logits)
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            if i == j or image_ids[i] != image_ids[j]:
+                total += math.log(1 + math.exp(-s[i][j] if i == j else s[i][j]))
+    return total / n
+
+
+def ranks_loop(scores, text_to_image):
+    """(image → text, text → image) ranks from 1; who ties with the match stands before it."""
+    images, texts = scores.shape
+    by_image = []
+    for i in range(images):
+        own = [t for t in range(texts) if text_to_image[t] == i]
+        others = [t for t in range(texts) if text_to_image[t] != i]
+        ranks = [1 + sum(bool(scores[i, o] >= scores[i, t]) for o in others) for t in own]
+        by_image.append(min(ranks))
+    by_text = [
+        1 + sum(bool(scores[j, t] >= scores[i, t]) for j in range(images) if j != i)
+        for t, i in enumerate(text_to_image.tolist())
+    ]
+    return by_image, by_text
