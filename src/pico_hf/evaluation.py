@@ -11,11 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from pico_hf import encoders
 from pico_hf.data import ImageTextDataset
 from pico_hf.metrics import retrieval_metrics
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.similarity import TokenFeatures
 
+Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
+BatchEncoder = Callable[[PicoModel, Mapping[str, Any]], Encoded]
 IMAGE_INPUTS = (
     "pixel_values",
     "pixel_attention_mask",
@@ -77,9 +80,17 @@ class SplitEncoder:
 
     @torch.no_grad()
     def batches(
-        self, rows: Dataset, description: str
-    ) -> Iterator[tuple[TokenFeatures | None, TokenFeatures | None]]:
-        """Yields (images, texts) of each batch; None for the side the rows do not have."""
+        self, rows: Dataset, description: str, encode: BatchEncoder | None = None
+    ) -> Iterator[Encoded]:
+        """Yields (images, texts) of each batch; None for the side the rows do not have.
+
+        Args:
+            rows: What to encode.
+            description: Text of the progress bar.
+            encode: From model and batch to tokens; None gives features in the common space,
+                [`tower_states`] the towers' outputs before the projections.
+        """
+        encode = encode or encode_batch
         loader = DataLoader(
             rows,
             batch_size=self.batch_size,
@@ -91,21 +102,33 @@ class SplitEncoder:
         self.model.eval()
         try:
             for batch in tqdm(loader, desc=description, disable=self.disable_tqdm, leave=False):
-                yield encode_batch(self.model, batch)
+                yield encode(self.model, batch)
         finally:
             self.model.train(training)
 
 
-def encode_batch(
-    model: PicoModel, batch: Mapping[str, Any]
-) -> tuple[TokenFeatures | None, TokenFeatures | None]:
+def encode_batch(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
     """Token features of both sides of a batch; None for a side the batch has no inputs of."""
-    image = {name: batch[name].to(model.device) for name in IMAGE_INPUTS if name in batch}
-    text = {name: batch[name].to(model.device) for name in TEXT_INPUTS if name in batch}
+    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
     return (
         model.encode_images(**image) if image else None,
         model.encode_texts(**text) if text else None,
     )
+
+
+def tower_states(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+    """Outputs of both towers before the projections; None for a side without inputs."""
+    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
+    return (
+        encoders.image_hidden_states(model.encoder, **image) if image else None,
+        encoders.text_hidden_states(model.encoder, **text) if text else None,
+    )
+
+
+def _inputs(
+    model: PicoModel, batch: Mapping[str, Any], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    return {name: batch[name].to(model.device) for name in names if name in batch}
 
 
 @torch.no_grad()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
 from pico_hf import encoders
 from pico_hf.data import ImageTextDataset
-from pico_hf.evaluation import IMAGE_INPUTS, TEXT_INPUTS, SplitEncoder
+from pico_hf.evaluation import SplitEncoder, tower_states
 from pico_hf.similarity import TokenFeatures
 
 logger = logging.getLogger(__name__)
@@ -28,7 +25,7 @@ class TokenStore(Dataset):
     """Rows of token features in two memory-mapped arrays: all tokens in a row, and where rows end.
 
     Args:
-        folder: Holds `tokens.npy` (total tokens, hidden) float16 and `ends.npy` (rows,) int64.
+        folder: Holds `tokens.f16`, the raw float16 values, and `ends.npy` (rows,) int64.
         key: Under which name a row gives its features, `"image_hidden_states"` or
             `"text_hidden_states"`.
     """
@@ -36,7 +33,8 @@ class TokenStore(Dataset):
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         self._ends = np.load(folder / "ends.npy", allow_pickle=False)
-        self._tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        flat = np.memmap(folder / "tokens.f16", dtype=np.float16, mode="r")
+        self._tokens = flat.reshape(self._ends[-1], -1)  # (all tokens, hidden)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -51,8 +49,7 @@ class TokenStore(Dataset):
         """Writes real tokens batch by batch, so that memory holds one batch at a time."""
         folder.mkdir(parents=True)
         ends: list[int] = []
-        width = 0
-        with (folder / "tokens.raw").open("wb") as raw:
+        with (folder / "tokens.f16").open("wb") as file:
             for batch in batches:
                 tokens = batch.features[batch.mask].to(torch.float16).cpu().numpy()
                 if not np.isfinite(tokens).all():
@@ -60,20 +57,9 @@ class TokenStore(Dataset):
                         "The tower's hidden states contain NaN, infinity or values beyond float16. "
                         "Check the encoder's weights, or train without `freeze_encoder`."
                     )
-                raw.write(tokens.tobytes())
-                width = tokens.shape[1]
+                file.write(tokens.tobytes())
                 ends.extend(batch.mask.sum(dim=1).tolist())
         np.save(folder / "ends.npy", np.cumsum(ends))
-        _raw_to_npy(folder / "tokens.raw", folder / "tokens.npy", (sum(ends), width))
-
-
-def _raw_to_npy(raw: Path, target: Path, shape: tuple[int, int]) -> None:
-    """Puts the header in front of the raw values; its length is only known at the end."""
-    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    with target.open("wb") as out, raw.open("rb") as values:
-        np.lib.format.write_array_header_1_0(out, header)
-        shutil.copyfileobj(values, out)
-    raw.unlink()
 
 
 class CachedImageTextDataset(ImageTextDataset):
@@ -121,9 +107,9 @@ def cache_token_features(
     if not done.exists():
         partial = folder / f"{done.name}.partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
-        images = encoder.hidden_batches(dataset.images(), "Caching image features")
+        images = encoder.batches(dataset.images(), "Caching image features", tower_states)
         TokenStore.write(partial / "images", (image for image, _ in images))
-        captions = encoder.hidden_batches(dataset.captions(), "Caching text features")
+        captions = encoder.batches(dataset.captions(), "Caching text features", tower_states)
         TokenStore.write(partial / "captions", (text for _, text in captions))
         partial.rename(done)
     else:
@@ -139,7 +125,7 @@ def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if name not in heads:
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(dataset.fingerprint.encode())
     digest.update(encoder.collate.fingerprint.encode())
     return digest.hexdigest()[:16]
