@@ -26,6 +26,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from lite_vision import WEIGHTS, LiteVisionConfig, LiteVisionModel, load_imagenet_weights, package
+from pico_hf.encoders import EncoderSpec, Step, TokenMap, register_encoder
 
 
 class LiteClipConfig(PreTrainedConfig):
@@ -194,3 +195,10 @@ def lite_processor(tokenizer: Any, image_size: int = 224) -> VisionTextDualEncod
 
 AutoConfig.register(LiteClipConfig.model_type, LiteClipConfig, exist_ok=True)
 AutoModel.register(LiteClipConfig, LiteClipModel, exist_ok=True)
+register_encoder(
+    LiteClipConfig.model_type,
+    EncoderSpec(
+        image=TokenMap((Step("visual_projection"),), pooled_by="mean"),
+        text=TokenMap((Step("text_projection"),), pooled_by="mean", prefix=1, suffix=1),
+    ),
+)

@@ -13,19 +13,25 @@ styles.
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import AutoProcessor, HfArgumentParser, set_seed
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    HfArgumentParser,
+    VisionTextDualEncoderProcessor,
+    set_seed,
+)
 
-from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
-from pico_hf.data import load_image_text
-from pico_hf.model_card import comparison_table
+from pico_hf import ImageTextDataset, PicoModel, PicoTrainer, PicoTrainingArguments
+from pico_hf.data_loading import load_image_text
+from pico_hf.model_card import ModelFacts, comparison_table, write_model_card
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"
@@ -62,10 +68,18 @@ class DataArguments:
     train_file: list[str] | None = field(
         default=None, metadata={"help": "parquet or jsonl files, or an imagefolder."}
     )
-    validation_file: list[str] | None = field(default=None, metadata={"help": "Likewise, dev split."})
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Likewise, dev split."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     caption_column: str | None = field(
         default=None, metadata={"help": "One caption or a list of them; default: found by name."}
+    )
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "Rows of one value are no negatives of each other."}
+    )
+    gallery_column: str | None = field(
+        default=None, metadata={"help": "Rows of one value are ranked among themselves."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "For a quick try."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "For a quick try."})
@@ -75,3 +89,166 @@ class DataArguments:
     compare_base: bool = field(
         default=True, metadata={"help": "Also train the same model with uniform column weights."}
     )
+
+
+EMBEDDED = {
+    "output_dir": "outputs/emoji-styles",
+    "do_train": True,
+    "do_eval": True,
+    "freeze_encoder": True,
+    "num_train_epochs": 12,
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 128,
+    "lr_scheduler_type": "cosine",
+    "logging_steps": 10,
+    "report_to": "none",
+}
+
+
+def main() -> None:
+    """Loads, trains base and PICO, compares, saves."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model_args, data_args, args = parse_arguments(sys.argv[1:])
+    set_seed(args.seed)
+    splits = load_splits(data_args, args.seed)
+    model, processor = load_model(model_args)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    if args.do_train and data_args.compare_base:
+        base_args = copy.copy(args)
+        base_args.output_dir = str(Path(args.output_dir) / "base")
+        base_args.feature_cache_dir = feature_cache(args)
+        base_args.refine_prototypes = False
+        base = PicoTrainer(copy.deepcopy(model), base_args, **splits, processing_class=processor)
+        base.train()
+        add_results(results, "base", base, splits["eval_dataset"])
+    args.feature_cache_dir = feature_cache(args)
+    trainer = PicoTrainer(model, args, **splits, processing_class=processor)
+    if args.do_train:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_model()
+        trainer.save_state()
+    if args.do_eval:
+        add_results(results, "PICO", trainer, splits["eval_dataset"])
+        trainer.save_metrics(
+            "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
+        )
+    if args.do_train and args.do_eval:
+        write_model_card(Path(args.output_dir), facts(trainer, results, model_args, data_args))
+    if results:
+        print(f"\n{comparison_table(results)}\n")
+    print(f"Model, prototypes, page and plots: {args.output_dir}")
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, PicoTrainingArguments]:
+    """Options from the command line or from one YAML or JSON file; none at all: the embedded job."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, PicoTrainingArguments))
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    if not {"--dataset_name", "--train_file"} & {option.split("=")[0] for option in argv}:
+        given = {option.split("=")[0].removeprefix("--") for option in argv if option[:2] == "--"}
+        embedded = {key: value for key, value in EMBEDDED.items() if key not in given}
+        argv = [*(f"--{key}={value}" for key, value in embedded.items()), *argv]
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
+    """The named model with its processor, or the embedded pair of encoders."""
+    knobs = {
+        "num_prototypes": args.num_prototypes,
+        "probe_size": args.probe_size,
+        "estimator": args.estimator,
+        "fusion": args.fusion,
+        "loss": args.loss,
+    }
+    if args.model_name_or_path:
+        processor = AutoProcessor.from_pretrained(args.model_name_or_path)
+        return PicoModel.from_pretrained(args.model_name_or_path, **knobs), processor
+    if args.vision_model and args.text_model:
+        processor = VisionTextDualEncoderProcessor(
+            AutoImageProcessor.from_pretrained(args.vision_model),
+            AutoTokenizer.from_pretrained(args.text_model),
+        )
+        pair = PicoModel.from_vision_text_pretrained(args.vision_model, args.text_model, **knobs)
+        return pair, processor
+    if args.vision_model or args.text_model:
+        raise SystemExit("Give both --vision_model and --text_model, or neither.")
+    from lite_clip import load_lite_clip
+
+    encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
+    return PicoModel.from_encoder(encoder, **knobs), processor
+
+
+def load_splits(args: DataArguments, seed: int) -> dict[str, Any]:
+    """Training and validation splits; without arguments the embedded drawings."""
+    columns = {"image_column": args.image_column, "caption_column": args.caption_column}
+    if args.dataset_name or args.train_file:
+        columns |= {"image_id_column": args.image_id_column, "gallery_column": args.gallery_column}
+        train = load(args, args.train_file, "train", columns, args.max_train_samples)
+        dev = load(args, args.validation_file, "validation", columns, args.max_eval_samples)
+        return {
+            "train_dataset": ImageTextDataset(train, seed),
+            "eval_dataset": {"dev": ImageTextDataset(dev, seed)},
+        }
+    columns |= {"image_id_column": "concept", "gallery_column": "style"}
+    train, seen, unseen = (
+        load_image_text(files=EMBEDDED_DATA / f"{name}.parquet", max_samples=limit, **columns)
+        for name, limit in (
+            ("train", args.max_train_samples),
+            ("validation_seen", args.max_eval_samples),
+            ("validation_unseen", args.max_eval_samples),
+        )
+    )
+    dev = {"seen": ImageTextDataset(seen, seed), "unseen": ImageTextDataset(unseen, seed)}
+    return {"train_dataset": ImageTextDataset(train, seed), "eval_dataset": dev}
+
+
+def load(args: DataArguments, files: list[str] | None, split: str, columns: Any, limit: Any) -> Any:
+    """One split from the files if there are any, else from the named data set."""
+    source = {"files": files} if files else {"dataset_name": args.dataset_name, "split": split}
+    return load_image_text(
+        **source, **columns, max_samples=limit, skip_bad_images=args.skip_bad_images
+    )
+
+
+def feature_cache(args: PicoTrainingArguments) -> str:
+    """One cache for both runs."""
+    return args.feature_cache_dir or str(Path(args.output_dir) / "feature_cache")
+
+
+def add_results(
+    results: dict[str, dict[str, dict[str, float]]], name: str, trainer: PicoTrainer, splits: Any
+) -> None:
+    """Scores a trained model on every validation split."""
+    metrics = trainer.evaluate()
+    for split in splits:
+        prefix = f"eval_{split}_"
+        results.setdefault(split, {})[name] = {
+            key.removeprefix(prefix): value
+            for key, value in metrics.items()
+            if key.startswith(prefix)
+        }
+
+
+def facts(
+    trainer: PicoTrainer, results: Any, model_args: ModelArguments, data_args: DataArguments
+) -> ModelFacts:
+    """What the model page tells about this run."""
+    model, args = trainer.pico_model, trainer.args
+    shown = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
+    return ModelFacts(
+        name=Path(args.output_dir).name,
+        results=results,
+        column_weights=model.column_weights,
+        semantic_probability=model.semantic_probability,
+        iterations=[entry for entry in trainer.state.log_history if "pico_iteration" in entry],
+        arguments={name: getattr(args, name) for name in shown} | {"loss": model.config.loss},
+        command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
+        base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,
+        dataset=data_args.dataset_name or "local files" if data_args.train_file else "emoji-styles",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from pico_hf.data_loading import checked_rows
+from pico_hf.data_loading import COLUMNS, checked_rows
 
 
 class _Rows(Dataset):
@@ -51,10 +51,15 @@ class ImageTextDataset(Dataset):
     (seed, epoch, row) alone, so that an interrupted run resumes exactly.
 
     Args:
-        rows: A data set with an image and a caption column.
+        rows: From `load_image_text`, or any data set with an image and a caption column.
         seed: Seed of the choice of captions.
         image_column: None finds it.
         caption_column: None finds it.
+
+    Attributes:
+        text_to_image: (captions,) row of the image each caption belongs to.
+        image_ids: (images,) identity; images of one identity are no negatives of each other.
+        gallery: (images,) which images are ranked together.
 
     Raises:
         ValueError: If a column is missing, an image unreadable or a caption empty.
@@ -68,7 +73,7 @@ class ImageTextDataset(Dataset):
         image_column: str | None = None,
         caption_column: str | None = None,
     ) -> None:
-        if rows.column_names != ["image", "captions"]:
+        if rows.column_names != COLUMNS:
             rows = checked_rows(rows, image_column=image_column, caption_column=caption_column)
         self.rows = rows
         self.seed, self.epoch = seed, 0
@@ -76,6 +81,8 @@ class ImageTextDataset(Dataset):
         self._texts = [text for texts in captions for text in texts]
         counts = torch.tensor([len(texts) for texts in captions])
         self.text_to_image: Tensor = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        self.image_ids = _codes(rows["image_id"])
+        self.gallery = _codes(rows["gallery"])
         self._counts = counts.tolist()
         self._starts = (counts.cumsum(0) - counts).tolist()
 
@@ -83,9 +90,9 @@ class ImageTextDataset(Dataset):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """One training pair with `image_ids`, the row of its image."""
+        """One training pair, with the identity of its image as `image_ids`."""
         caption = self.captions()[self._starts[row] + self._choice(row)]
-        return {**self.images()[row], **caption, "image_ids": row}
+        return {**self.images()[row], **caption, "image_ids": int(self.image_ids[row])}
 
     @property
     def fingerprint(self) -> str:
@@ -151,7 +158,10 @@ class PicoCollator:
             batch |= self.image_processor(images=images, return_tensors="pt")
         if "caption" in rows[0]:
             batch |= self._words([row["caption"] for row in rows])
-        for key, mask in (("image_hidden_states", "patch_mask"), ("text_hidden_states", "word_mask")):
+        for key, mask in (
+            ("image_hidden_states", "patch_mask"),
+            ("text_hidden_states", "word_mask"),
+        ):
             if key in rows[0]:
                 batch[key], batch[mask] = _pad([row[key] for row in rows])
         if "image_ids" in rows[0]:
@@ -194,6 +204,12 @@ def as_rgb(image: Any) -> Image.Image:
             f"`image` must be a PIL image, a path or bytes, got {type(image).__name__}."
         )
     return image.convert("RGB")
+
+
+def _codes(values: Sequence[str]) -> Tensor:
+    """(rows,) equal numbers for equal values, counted from 0 in order of appearance."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
 
 
 def _pad(states: list[Tensor]) -> tuple[Tensor, Tensor]:

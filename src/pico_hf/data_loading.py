@@ -25,6 +25,7 @@ CAPTION_NAMES = (
     "sentence",
     "description",
 )
+COLUMNS = ["image", "captions", "image_id", "gallery"]
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -35,6 +36,8 @@ def load_image_text(
     split: str = "train",
     image_column: str | None = None,
     caption_column: str | None = None,
+    image_id_column: str | None = None,
+    gallery_column: str | None = None,
     max_samples: int | None = None,
     skip_bad_images: bool = False,
 ) -> datasets.Dataset:
@@ -46,11 +49,16 @@ def load_image_text(
         split: Which split of `dataset_name`.
         image_column: None finds it by its type or name.
         caption_column: One caption or a list of captions per row; None finds it by its name.
+        image_id_column: Rows with the same value show the same thing and are no negatives of each
+            other in the loss.
+        gallery_column: Rows with the same value are ranked among themselves, and metrics are
+            averaged over galleries (COCO's five folds; one gallery per drawing style).
         max_samples: Keep the first rows only.
         skip_bad_images: True leaves unreadable images out and logs how many.
 
     Returns:
-        Rows with the columns `image` (decoded lazily) and `captions` (list of str).
+        Rows with the columns `image` (decoded lazily), `captions` (list of str), `image_id` and
+        `gallery` (str).
 
     Raises:
         ValueError: If neither or both sources are given, a column is missing, an image cannot be
@@ -68,6 +76,8 @@ def load_image_text(
         rows,
         image_column=image_column,
         caption_column=caption_column,
+        image_id_column=image_id_column,
+        gallery_column=gallery_column,
         skip_bad_images=skip_bad_images,
     )
 
@@ -106,14 +116,18 @@ def checked_rows(
     *,
     image_column: str | None = None,
     caption_column: str | None = None,
+    image_id_column: str | None = None,
+    gallery_column: str | None = None,
     skip_bad_images: bool = False,
 ) -> datasets.Dataset:
-    """The rows with exactly the columns `image` and `captions`, every row readable.
+    """The rows with exactly the columns of `COLUMNS`, every row readable.
 
     Args:
         rows: Any data set with an image and a caption column.
         image_column: See [`load_image_text`].
         caption_column: See [`load_image_text`].
+        image_id_column: See [`load_image_text`].
+        gallery_column: See [`load_image_text`].
         skip_bad_images: See [`load_image_text`].
 
     Returns:
@@ -124,14 +138,27 @@ def checked_rows(
     """
     image_column = image_column or _find_image_column(rows)
     caption_column = caption_column or _find_column(rows, "caption_column", CAPTION_NAMES)
-    for argument, name in (("image_column", image_column), ("caption_column", caption_column)):
-        _require_column(rows, argument, name)
+    named = {
+        "image_column": image_column,
+        "caption_column": caption_column,
+        "image_id_column": image_id_column,
+        "gallery_column": gallery_column,
+    }
+    for argument, name in named.items():
+        if name is not None:
+            _require_column(rows, argument, name)
     captions = [_captions(row, value) for row, value in enumerate(rows[caption_column])]
-    images = rows.select_columns(image_column).rename_column(image_column, "image")
+    ids = rows[image_id_column] if image_id_column else range(len(rows))
+    galleries = rows[gallery_column] if gallery_column else [""] * len(rows)
+    images = rows.select_columns(image_column)
+    if image_column != "image":
+        images = images.rename_column(image_column, "image")
     images = images.cast_column("image", datasets.Image(decode=True))
     good = _readable(images, skip_bad_images)
-    features = datasets.List(datasets.Value("string"))
-    checked = images.add_column("captions", captions, feature=features)
+    text = datasets.Value("string")
+    checked = images.add_column("captions", captions, feature=datasets.List(text))
+    checked = checked.add_column("image_id", [str(value) for value in ids], feature=text)
+    checked = checked.add_column("gallery", [str(value) for value in galleries], feature=text)
     return checked if len(good) == len(checked) else checked.select(good)
 
 

@@ -231,7 +231,9 @@ def check_encoder(encoder: PreTrainedModel) -> None:
     training = encoder.training
     encoder.eval()
     try:
-        _check_side(encoder, "image", spec.image, encoder.get_image_features, _dummy_images(encoder))
+        _check_side(
+            encoder, "image", spec.image, encoder.get_image_features, _dummy_images(encoder)
+        )
         _check_side(encoder, "text", spec.text, encoder.get_text_features, _dummy_texts(encoder))
     finally:
         encoder.train(training)

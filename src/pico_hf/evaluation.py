@@ -43,11 +43,13 @@ class EncodedSplit:
         images: All images, once each.
         texts: All captions.
         text_to_image: (texts,) row of `images` that each caption belongs to.
+        gallery: (images,) which images are ranked together.
     """
 
     images: TokenFeatures
     texts: TokenFeatures
     text_to_image: Tensor
+    gallery: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class SplitEncoder:
             TokenFeatures.concatenate(images),
             TokenFeatures.concatenate(texts),
             split.text_to_image.to(self.model.device),
+            split.gallery.to(self.model.device),
         )
 
     @torch.no_grad()
@@ -143,8 +146,17 @@ def evaluate_retrieval(
         column_weights: (D,) weights to try instead of the model's own.
 
     Returns:
-        R@1/5/10 both ways in percent, median ranks, and rSum; see `pico_hf.metrics`.
+        R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.metrics`), each the mean
+        over galleries.
     """
-    return retrieval_metrics(
-        model.score(split.images, split.texts, column_weights), split.text_to_image
-    )
+    per_gallery = []
+    for gallery in split.gallery.unique():
+        rows = split.gallery == gallery
+        columns = rows[split.text_to_image]
+        row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
+        scores = model.score(split.images[rows], split.texts[columns], column_weights)
+        per_gallery.append(retrieval_metrics(scores, row_of[split.text_to_image[columns]]))
+    return {
+        name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
+        for name in per_gallery[0]
+    }

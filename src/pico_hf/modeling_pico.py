@@ -203,12 +203,12 @@ class PicoModel(PreTrainedModel):
 
     @property
     def semantic_probability(self) -> Tensor:
-        """p (D,) in [0, 1]: how likely each column carries semantics; ones before a refinement."""
+        """P (D,) in [0, 1]: how likely each column carries semantics; ones before a refinement."""
         return self.prototypes.semantic_probability
 
     @property
     def column_weights(self) -> Tensor:
-        """w = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
+        """W = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
         return column_weights(self.semantic_probability)
 
     def restart_prototypes(self, probe_size: int) -> None:

@@ -93,7 +93,7 @@ FUSION_RULES: dict[str, Callable[[FusionState], tuple[float, float]]] = {
 
 def style_prototypes(
     columns: Float[Tensor, "columns instances"],
-    style_weight: Float[Tensor, "columns"],
+    style_weight: Float[Tensor, columns],
     num_prototypes: int,
     warm_start: Float[Tensor, "prototypes instances"] | None = None,
 ) -> Float[Tensor, "prototypes instances"]:

@@ -9,9 +9,9 @@ from transformers import TrainingArguments
 
 @dataclass
 class PicoTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the defaults of image-text retrieval and PICO's run knobs.
+    """Defaults of image-text retrieval, and PICO's run knobs.
 
-    The defaults follow the published recipe of the task (LAPS, CVPR 2024): AdamW, weight decay 1e-4,
+    The defaults follow the task's published recipe (LAPS, CVPR 2024): AdamW, weight decay 1e-4,
     learning rate 2e-4 for heads and a tenth of it for towers, gradient clip 2.0, batch 128.
 
     Attributes:
@@ -26,13 +26,17 @@ class PicoTrainingArguments(TrainingArguments):
         ValueError: If a value is out of range.
     """
 
-    learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate of the heads."})
+    learning_rate: float = field(
+        default=2e-4, metadata={"help": "Peak learning rate of the heads."}
+    )
     weight_decay: float = field(default=1e-4, metadata={"help": "AdamW's weight decay."})
     max_grad_norm: float = field(default=2.0, metadata={"help": "Gradient clip."})
     per_device_train_batch_size: int = field(
         default=128, metadata={"help": "Pairs per step; every other pair in it is a negative."}
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Rows encoded at a time."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Rows encoded at a time."}
+    )
     eval_strategy: str = field(default="epoch", metadata={"help": "When the dev split is scored."})
     save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
