@@ -1,6 +1,6 @@
 """Train, evaluate and save PICO on image-text pairs.
 
-    python examples/run_pico.py                      # embedded data and encoders, nothing to download
+    python examples/run_pico.py                      # embedded data and encoders, no download
     python examples/run_pico.py config.yaml          # every option in a YAML or JSON file
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
@@ -110,7 +110,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model_args, data_args, args = parse_arguments(sys.argv[1:])
     set_seed(args.seed)
-    splits = load_splits(data_args, args.seed)
+    train, splits = load_splits(data_args, args.seed)
+    dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
+    data = {"train_dataset": train, "eval_dataset": dev}
     model, processor = load_model(model_args)
     results: dict[str, dict[str, dict[str, float]]] = {}
     if args.do_train and data_args.compare_base:
@@ -118,17 +120,17 @@ def main() -> None:
         base_args.output_dir = str(Path(args.output_dir) / "base")
         base_args.feature_cache_dir = feature_cache(args)
         base_args.refine_prototypes = False
-        base = PicoTrainer(copy.deepcopy(model), base_args, **splits, processing_class=processor)
+        base = PicoTrainer(copy.deepcopy(model), base_args, **data, processing_class=processor)
         base.train()
-        add_results(results, "base", base, splits["eval_dataset"])
+        add_results(results, "base", base, splits)
     args.feature_cache_dir = feature_cache(args)
-    trainer = PicoTrainer(model, args, **splits, processing_class=processor)
+    trainer = PicoTrainer(model, args, **data, processing_class=processor)
     if args.do_train:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
-        add_results(results, "PICO", trainer, splits["eval_dataset"])
+        add_results(results, "PICO", trainer, splits)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
         )
@@ -180,17 +182,16 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
     return PicoModel.from_encoder(encoder, **knobs), processor
 
 
-def load_splits(args: DataArguments, seed: int) -> dict[str, Any]:
-    """Training and validation splits; without arguments the embedded drawings."""
+def load_splits(
+    args: DataArguments, seed: int
+) -> tuple[ImageTextDataset, dict[str, ImageTextDataset]]:
+    """Training split and validation splits, the dev split first; by default the drawings."""
     columns = {"image_column": args.image_column, "caption_column": args.caption_column}
     if args.dataset_name or args.train_file:
         columns |= {"image_id_column": args.image_id_column, "gallery_column": args.gallery_column}
         train = load(args, args.train_file, "train", columns, args.max_train_samples)
         dev = load(args, args.validation_file, "validation", columns, args.max_eval_samples)
-        return {
-            "train_dataset": ImageTextDataset(train, seed),
-            "eval_dataset": {"dev": ImageTextDataset(dev, seed)},
-        }
+        return ImageTextDataset(train, seed), {"dev": ImageTextDataset(dev, seed)}
     columns |= {"image_id_column": "concept", "gallery_column": "style"}
     train, seen, unseen = (
         load_image_text(files=EMBEDDED_DATA / f"{name}.parquet", max_samples=limit, **columns)
@@ -200,8 +201,8 @@ def load_splits(args: DataArguments, seed: int) -> dict[str, Any]:
             ("validation_unseen", args.max_eval_samples),
         )
     )
-    dev = {"seen": ImageTextDataset(seen, seed), "unseen": ImageTextDataset(unseen, seed)}
-    return {"train_dataset": ImageTextDataset(train, seed), "eval_dataset": dev}
+    splits = {"seen": ImageTextDataset(seen, seed), "unseen": ImageTextDataset(unseen, seed)}
+    return ImageTextDataset(train, seed), splits
 
 
 def load(args: DataArguments, files: list[str] | None, split: str, columns: Any, limit: Any) -> Any:
@@ -221,13 +222,10 @@ def add_results(
     results: dict[str, dict[str, dict[str, float]]], name: str, trainer: PicoTrainer, splits: Any
 ) -> None:
     """Scores a trained model on every validation split."""
-    metrics = trainer.evaluate()
-    for split in splits:
-        prefix = f"eval_{split}_"
+    for split, rows in splits.items():
+        metrics = trainer.evaluate(rows, metric_key_prefix=split)
         results.setdefault(split, {})[name] = {
-            key.removeprefix(prefix): value
-            for key, value in metrics.items()
-            if key.startswith(prefix)
+            key.removeprefix(f"{split}_"): value for key, value in metrics.items()
         }
 
 

@@ -45,7 +45,7 @@ class PicoConfig(PreTrainedConfig):
             `"product"`.
         fusion: How prototypes of successive iterations are fused, a key of
             `pico_hf.prototypes.FUSION_RULES`.
-        feedback_temperature: τ of the normalised gain and 1/κ of the gated EMA, in rSum points, > 0.
+        feedback_temperature: τ of the normalised gain, 1/κ of the gated EMA, in rSum points, > 0.
         fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
             1 - α_max of `fusion="gated_ema"`.
         loss: Training loss, a key of `pico_hf.losses.LOSSES`.
@@ -102,9 +102,8 @@ def _encoder_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     model_type = values.pop("model_type", "clip")
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"`encoder_config` has model_type {model_type!r}, which this installation does not know. "
-            "Import the module that registers it with `AutoConfig.register` first, or upgrade "
-            "transformers."
+            f"`encoder_config` has model_type {model_type!r}, which is not known here. Import the "
+            "module that registers it with `AutoConfig.register` first, or upgrade transformers."
         )
     return AutoConfig.for_model(model_type, **values)
 

@@ -216,8 +216,8 @@ def embedding_dim(encoder: PreTrainedModel) -> int:
 def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
     """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
     spec = encoder_spec(encoder)
-    scale = float(getattr(encoder, spec.logit_scale)) if spec.logit_scale else 0.0
-    return scale, float(getattr(encoder, spec.logit_bias)) if spec.logit_bias else None
+    scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else 0.0
+    return scale, getattr(encoder, spec.logit_bias).item() if spec.logit_bias else None
 
 
 @torch.no_grad()
@@ -294,7 +294,7 @@ def _prefix(encoder: PreTrainedModel) -> int:
 
 
 def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Attended tokens without the first `prefix` and last `suffix` of them, on either padding side."""
+    """Attended tokens without the first `prefix` and last `suffix`, on either padding side."""
     row = encoder_spec(encoder).text
     if attention_mask is not None:
         attended = attention_mask.bool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from dataclasses import dataclass, fields
@@ -73,7 +74,7 @@ class PicoModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ["prototypes"]
+    _keep_in_fp32_modules_strict = ("prototypes",)
 
     def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -172,7 +173,9 @@ class PicoModel(PreTrainedModel):
                 return cls.from_encoder(encoder.eval(), **pico)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike, **kwargs: Any
+    ) -> None:
         """Saves weights, prototypes and configuration under the names the live modules have.
 
         The original-format key names of some towers cannot be read back by
@@ -431,8 +434,10 @@ def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:
 def _split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
     own.discard("encoder_config")
-    pico = {key: value for key, value in kwargs.items() if key in own}
-    return pico, {key: value for key, value in kwargs.items() if key not in own}
+    # A key that looks like one of ours goes to PicoConfig, which says what it should have been.
+    ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
+    pico = {key: value for key, value in kwargs.items() if key in ours}
+    return pico, {key: value for key, value in kwargs.items() if key not in ours}
 
 
 def _peek_config(path: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:

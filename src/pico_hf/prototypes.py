@@ -1,4 +1,4 @@
-"""Style prototypes: build them, match them, fuse them by feedback. State changes in named calls only."""
+"""Style prototypes: build, match and fuse them by feedback. State changes in named calls only."""
 
 from __future__ import annotations
 
@@ -112,8 +112,9 @@ def style_prototypes(
         μ̂, the K centroids.
 
     Example:
-        >>> style_prototypes(torch.tensor([[1., -1.], [-1., 1.]]), torch.ones(2), 1).abs().max() < 1e-6
-        tensor(True)
+        >>> columns = torch.tensor([[2.0, -2.0], [1.0, -1.0]])
+        >>> (style_prototypes(columns, torch.ones(2), 1) * 2**0.5).round().tolist()
+        [[1.0, -1.0]]
     """
     weight = style_weight if bool((style_weight > 0).any()) else torch.ones_like(style_weight)
     kmeans = KMeans(
@@ -333,7 +334,7 @@ class PicoPrototypes(nn.Module):
     def _fuse(
         self, vision: Tensor, text: Tensor, share: float, statistics: ColumnStatistics
     ) -> None:
-        """μ^(n) = (1 - η) μ^(n-1) + η μ̂^(n) for both modalities, then p from the fused prototypes."""
+        """μ^(n) = (1 - η) μ^(n-1) + η μ̂^(n) for both modalities, then p from the fused ones."""
         self.vision.lerp_(vision.to(self.vision), share)
         self.text.lerp_(text.to(self.text), share)
         self.semantic_probability.copy_(self._estimate(statistics, self.vision, self.text))

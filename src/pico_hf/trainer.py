@@ -17,7 +17,7 @@ from pico_hf.callbacks import PrototypeFeedbackCallback
 from pico_hf.data import ImageTextDataset, PicoCollator
 from pico_hf.encoders import projection_parameters
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
-from pico_hf.feature_cache import cache_token_features
+from pico_hf.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training_args import PicoTrainingArguments
@@ -26,7 +26,7 @@ MIN_DEV_IMAGES = 10
 
 
 class PicoTrainer(Trainer):
-    """`transformers.Trainer` for [`PicoModel`]: whole-split retrieval metrics and prototype feedback.
+    """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
         model: The model to train, plain or wrapped by peft.
@@ -171,6 +171,7 @@ class PicoTrainer(Trainer):
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
         if eval_dataset is not None and not isinstance(eval_dataset, str):
             eval_dataset = as_pairs(eval_dataset, self.args.seed)
+            eval_dataset = self._cache(eval_dataset) if self.args.freeze_encoder else eval_dataset
         return super().get_eval_dataloader(eval_dataset)
 
     def _split_encoder(self) -> SplitEncoder:
@@ -199,7 +200,7 @@ class PicoTrainer(Trainer):
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The chosen optimizer, with a lower learning rate for towers than for what follows them."""
+        """The chosen optimizer, with a lower learning rate for towers than for heads."""
         if self.optimizer is None:
             chosen = self.model if model is None else model
             optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
@@ -225,6 +226,8 @@ class PicoTrainer(Trainer):
         ]
 
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
+        if isinstance(rows, CachedImageTextDataset):
+            return rows
         folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
         return cache_token_features(self._split_encoder(), rows, Path(folder))
 

@@ -1,0 +1,47 @@
+"""Shared set-up: no network, one thread, quiet logs, and a bare bones trainer."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import tiny_encoder, tiny_processor, tiny_rows
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path):
+    """Builds a trainer on tiny pictures; two calls with equal arguments train alike."""
+
+    def build(encoder: str = "clip", folder: str = "run", images: int = 32, dev: int = 12, **knobs):
+        from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
+
+        args = {
+            "num_train_epochs": 3,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_total_limit": 5,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        }
+        torch.manual_seed(0)
+        model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=16)
+        return PicoTrainer(
+            model,
+            PicoTrainingArguments(output_dir=str(tmp_path / folder), **{**args, **knobs}),
+            train_dataset=tiny_rows(images),
+            eval_dataset=tiny_rows(dev),
+            processing_class=tiny_processor(),
+        )
+
+    return build

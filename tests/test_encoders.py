@@ -1,0 +1,130 @@
+"""One path to token features per architecture, faithful to the encoder it wraps."""
+
+import pytest
+import torch
+
+from pico_hf.encoders import (
+    ENCODERS,
+    EncoderSpec,
+    Step,
+    TokenMap,
+    check_encoder,
+    image_hidden_states,
+    project_image_tokens,
+    project_text_tokens,
+    projection_parameters,
+    register_encoder,
+    text_hidden_states,
+)
+from tiny import BUILDERS, tiny_encoder, tiny_inputs
+
+ALL = pytest.mark.parametrize("name", sorted(BUILDERS))
+
+
+@ALL
+@torch.no_grad()
+def test_the_token_map_reproduces_the_pooled_features(name):
+    check_encoder(tiny_encoder(name))
+
+
+@ALL
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_bare_encoder(name):
+    encoder, inputs = tiny_encoder(name), tiny_inputs()
+    texts = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    bare = encoder.get_text_features(**texts).last_hidden_state
+    assert torch.equal(text_hidden_states(encoder, **texts).features, bare)
+    bare = encoder.get_image_features(pixel_values=inputs["pixel_values"]).last_hidden_state
+    patches = image_hidden_states(encoder, pixel_values=inputs["pixel_values"])
+    assert torch.equal(patches.features, bare[:, -patches.features.shape[1] :])
+    assert patches.features.shape[1] in (16, 64)  # the grid without prefix tokens
+    assert patches.mask.all()
+
+
+@ALL
+@torch.no_grad()
+def test_special_tokens_and_padding_are_no_words(name):
+    encoder, inputs = tiny_encoder(name), tiny_inputs()
+    ids, attended = inputs["input_ids"], inputs["attention_mask"]
+    words = text_hidden_states(encoder, input_ids=ids, attention_mask=attended).mask
+    special = ids == 2 if name == "siglip" else (ids == 1) | (ids == 2)
+    assert torch.equal(words, attended.bool() & ~special)
+
+
+@torch.no_grad()
+def test_left_padding_drops_the_same_words():
+    encoder = tiny_encoder("vit+bert")
+    ids = torch.tensor([[0, 0, 1, 5, 6, 2]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    words = text_hidden_states(encoder, input_ids=ids, attention_mask=mask).mask
+    assert words.tolist() == [[False, False, False, True, True, False]]
+
+
+@torch.no_grad()
+def test_a_text_of_special_tokens_alone_keeps_them():
+    encoder = tiny_encoder("clip")
+    words = text_hidden_states(encoder, input_ids=torch.tensor([[1, 2]])).mask
+    assert words.tolist() == [[True, True]]
+
+
+@torch.no_grad()
+def test_siglip_without_an_attention_mask_counts_no_padding_as_words():
+    encoder = tiny_encoder("siglip")
+    words = text_hidden_states(encoder, input_ids=torch.tensor([[5, 6, 2, 2, 2]])).mask
+    assert words.tolist() == [[True, True, False, False, False]]
+
+
+@ALL
+def test_only_projections_get_gradients_from_cached_hidden_states(name):
+    encoder, inputs = tiny_encoder(name), tiny_inputs()
+    pixels = inputs.pop("pixel_values")
+    with torch.no_grad():
+        patches = image_hidden_states(encoder, pixel_values=pixels).features
+        words = text_hidden_states(encoder, **inputs).features
+    total = project_image_tokens(encoder, patches).pow(2).sum()
+    (total + project_text_tokens(encoder, words).pow(2).sum()).backward()
+    touched = {n for n, p in encoder.named_parameters() if p.grad is not None}
+    assert touched <= set(projection_parameters(encoder))
+    assert touched
+
+
+def test_a_wrong_row_is_found_out_when_wrapping(monkeypatch):
+    wrong = EncoderSpec(TokenMap((Step("visual_projection"),), prefix=1), ENCODERS["clip"].text)
+    monkeypatch.setitem(ENCODERS, "clip", wrong)  # post_layernorm forgotten
+    with pytest.raises(ValueError, match="image tokens of CLIPModel do not reproduce its pooled"):
+        check_encoder(tiny_encoder("clip"))
+
+
+def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones():
+    encoder = tiny_encoder("clip")
+    encoder.config.model_type = "whisper"
+    with pytest.raises(ValueError, match=r"got model_type 'whisper'. Supported: .*clip.*siglip"):
+        check_encoder(encoder)
+
+
+def test_an_encoder_without_token_features_is_refused(monkeypatch):
+    encoder = tiny_encoder("clip")
+    full = encoder.get_image_features
+
+    def pooled_only(**inputs):
+        out = full(**inputs)
+        out.last_hidden_state = None
+        return out
+
+    monkeypatch.setattr(encoder, "get_image_features", pooled_only)
+    with pytest.raises(ValueError, match="gives no image token features"):
+        check_encoder(encoder)
+
+
+def test_outsiders_can_add_an_architecture(monkeypatch):
+    monkeypatch.delitem(ENCODERS, "clip")
+    register_encoder("clip", EncoderSpec(_image(), _text()))
+    check_encoder(tiny_encoder("clip"))
+
+
+def _image() -> TokenMap:
+    return TokenMap((Step("vision_model.post_layernorm"), Step("visual_projection")), prefix=1)
+
+
+def _text() -> TokenMap:
+    return TokenMap((Step("text_projection"),), prefix=1, suffix=1)

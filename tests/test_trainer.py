@@ -1,0 +1,188 @@
+"""Training, feedback, evaluation, the best model, and exact resume."""
+
+import pytest
+import torch
+
+from pico_hf.data import ImageTextDataset
+from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
+from tiny import tiny_rows
+
+
+def history(trainer, key: str) -> list[float]:
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def test_refinements_happen_between_an_evaluation_and_the_next_step(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    steps = [e["step"] for e in trainer.state.log_history if "pico_iteration" in e]
+    assert steps == [4, 8]  # after the first and second epoch, never after the last
+    assert len(history(trainer, "pico_feedback")) == 2
+    for key in ("pico_weight_std", "pico_weight_min", "pico_weight_max", "pico_fused_weight"):
+        assert len(history(trainer, key)) == 2
+
+
+def test_the_feedback_is_the_trial_minus_the_last_evaluation(make_trainer):
+    trainer = make_trainer()
+    seen = []
+    refine = type(trainer.pico_model.prototypes).refine
+
+    def spy(module, statistics, trial=None):
+        recorded = float(module.performance)
+        report = refine(module, statistics, lambda p: seen.append(trial(p)) or seen[-1])
+        assert report.gain == pytest.approx(seen[-1] - recorded, abs=1e-4)
+        return report
+
+    trainer.pico_model.prototypes.refine = spy.__get__(trainer.pico_model.prototypes)
+    trainer.train()
+    assert len(seen) == 2
+
+
+def test_the_base_model_keeps_uniform_weights(make_trainer):
+    trainer = make_trainer(refine_prototypes=False)
+    trainer.train()
+    assert trainer.pico_model.semantic_probability.tolist() == [1.0] * 16
+    assert not history(trainer, "pico_iteration")
+
+
+def test_the_warm_up_lasts_as_long_as_it_is_told(make_trainer):
+    trainer = make_trainer(prototype_warmup_epochs=2.0)
+    trainer.train()
+    assert [e["step"] for e in trainer.state.log_history if "pico_iteration" in e] == [8]
+
+
+def test_the_best_model_at_the_end_is_exactly_the_one_that_scored(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    assert trainer.state.best_metric == max(history(trainer, "eval_rsum"))
+    assert trainer.evaluate()["eval_rsum"] == trainer.state.best_metric
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("encoder", ["clip", "vit+bert", "swin+bert"])
+def test_a_resumed_run_equals_the_unbroken_one(make_trainer, encoder, freeze):
+    unbroken = make_trainer(encoder, freeze_encoder=freeze, load_best_model_at_end=False)
+    unbroken.train()
+    resumed = make_trainer(encoder, freeze_encoder=freeze, load_best_model_at_end=False)
+    folder = f"{unbroken.args.output_dir}/checkpoint-8"
+    resumed.train(resume_from_checkpoint=folder)
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_equals_the_unbroken_one(make_trainer):
+    knobs = {"save_strategy": "steps", "save_steps": 6, "load_best_model_at_end": False}
+    unbroken = make_trainer(**knobs)
+    unbroken.train()
+    resumed = make_trainer(**knobs)
+    resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-6")
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_evaluating_another_split_changes_nothing(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    metrics = trainer.evaluate(tiny_rows(16), metric_key_prefix="test")
+    assert "test_rsum" in metrics
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_metrics_are_those_of_the_whole_split(make_trainer):
+    trainer = make_trainer(per_device_eval_batch_size=5)
+    metrics = trainer.evaluate()
+    encoder = SplitEncoder(trainer.pico_model, trainer.data_collator, 12, disable_tqdm=True)
+    whole = evaluate_retrieval(trainer.pico_model, encoder.split(trainer.eval_dataset))
+    for name, value in whole.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value)
+    assert whole["rsum"] == pytest.approx(
+        sum(metrics[f"eval_{way}_r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10))
+    )
+
+
+def test_galleries_are_ranked_by_themselves_and_averaged(make_trainer):
+    trainer = make_trainer()
+    rows = ImageTextDataset(tiny_rows(12))
+    encoder = SplitEncoder(trainer.pico_model, trainer.data_collator, disable_tqdm=True)
+    rows.gallery = torch.arange(12) % 2
+    together = evaluate_retrieval(trainer.pico_model, encoder.split(rows))
+    halves = []
+    for part in (0, 1):
+        half = ImageTextDataset(tiny_rows(12).select(range(part, 12, 2)))
+        halves.append(evaluate_retrieval(trainer.pico_model, encoder.split(half))["rsum"])
+    assert together["rsum"] == pytest.approx(sum(halves) / 2)
+
+
+def test_several_dev_splits_are_told_apart_and_the_first_gives_feedback(make_trainer):
+    trainer = make_trainer(load_best_model_at_end=False, metric_for_best_model=None)
+    trainer.eval_dataset = {
+        "seen": trainer.eval_dataset,
+        "unseen": ImageTextDataset(tiny_rows(16)),
+    }
+    trainer.train()
+    assert trainer.feedback_metric == "eval_seen_rsum"
+    assert len(history(trainer, "eval_unseen_rsum")) == 3
+    assert len(history(trainer, "pico_feedback")) == 2
+
+
+def test_frozen_towers_are_run_once_and_give_the_same_scores(make_trainer):
+    frozen = make_trainer(freeze_encoder=True)
+    live = make_trainer(folder="other")
+    assert "text_hidden_states" in frozen.train_dataset[0]
+    assert frozen.evaluate()["eval_rsum"] == pytest.approx(live.evaluate()["eval_rsum"], abs=9)
+    calls = []
+    frozen.pico_model.encoder.vision_model.register_forward_hook(lambda *_: calls.append(1))
+    frozen.train()
+    assert not calls
+
+
+def test_a_second_run_finds_the_cached_features(make_trainer):
+    first = make_trainer(freeze_encoder=True)
+    folder = first.train_dataset.folder
+    stamp = (folder / "images" / "tokens.f16").stat().st_mtime_ns
+    assert make_trainer(freeze_encoder=True).train_dataset.folder == folder
+    assert (folder / "images" / "tokens.f16").stat().st_mtime_ns == stamp
+
+
+def test_gradient_accumulation_leaves_the_loss_a_mean(make_trainer):
+    one = make_trainer(max_steps=1, prototype_warmup_epochs=0.0)
+    two = make_trainer(
+        max_steps=1,
+        prototype_warmup_epochs=0.0,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        folder="other",
+    )
+    for trainer in (one, two):
+        assert trainer.model_accepts_loss_kwargs is False
+        trainer.train()
+    assert history(two, "loss")[0] < 1.5 * history(one, "loss")[0]
+
+
+def test_towers_learn_more_slowly_than_heads(make_trainer):
+    trainer = make_trainer(learning_rate=1e-2)
+    rates = {}
+    for group in trainer.create_optimizer().param_groups:
+        for parameter in group["params"]:
+            rates[id(parameter)] = group["lr"]
+    named = dict(trainer.model.named_parameters())
+    assert rates[id(named["encoder.visual_projection.weight"])] == 1e-2
+    tower = next(p for n, p in named.items() if "vision_model.encoder.layers" in n)
+    assert rates[id(tower)] == pytest.approx(1e-3)
+
+
+def test_a_dev_split_of_fewer_than_ten_images_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`eval_dataset` must have at least 10 images, got 9"):
+        make_trainer(dev=9)
+
+
+def test_a_batch_of_one_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="`per_device_train_batch_size` must be >= 2, got 1"):
+        make_trainer(per_device_train_batch_size=1)
+
+
+def test_a_training_split_smaller_than_a_batch_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="at least one batch of 8 images, got 7"):
+        make_trainer(images=7)
