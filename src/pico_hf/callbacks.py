@@ -32,6 +32,12 @@ class PrototypeFeedbackCallback(TrainerCallback):
         if state.global_step == 0 and self.trainer.args.refine_prototypes:
             self.trainer.restart_prototypes()
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the dataset the epoch: accelerate forgets it when a run resumes within one."""
+        self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
+
     def on_evaluate(
         self,
         args: TrainingArguments,

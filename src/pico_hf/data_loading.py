@@ -107,7 +107,8 @@ def _resolve_paths(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
         is_text = getattr(rows.features[name], "dtype", None) == "string"
         if is_text and name in IMAGE_NAMES:
             paths = [str(folder / path) for path in rows[name]]
-            rows = rows.remove_columns(name).add_column(name, paths)
+            rows = rows.add_column(f"{name}_resolved", paths).remove_columns(name)
+            rows = rows.rename_column(f"{name}_resolved", name)
     return rows
 
 

