@@ -4,9 +4,9 @@
 
 SOURCE_FOLDER holds `train.parquet` and `validation.parquet` with the columns concept, style, image,
 label, tags, group and art_license; the validation concepts do not occur in training. One whole
-drawing family, the fluent-* styles, is held out of training: `validation_seen` shows unseen concepts
-in the styles of the training set, `validation_unseen` the same concepts drawn by a hand the model
-never saw.
+drawing family, the fluent-* styles, is held out of training: `validation_seen` shows unseen
+concepts in the styles of the training set, `validation_unseen` the same concepts drawn by a hand
+the model never saw.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ The drawings in this folder are unchanged but for their size (64 x 64 pixels on 
 | twitter | Twemoji, Twitter, Inc. and other contributors | CC-BY 4.0 |
 | emojione | EmojiOne 2, Ranks.com Inc. | CC-BY 4.0 |
 | fxemoji | FxEmoji, Mozilla | Apache-2.0 |
-| fluent-3d, fluent-emoji, fluent-emoji-flat, fluent-emoji-high-contrast | Fluent Emoji, Microsoft | MIT |
+| fluent-3d, fluent-emoji | Fluent Emoji, Microsoft | MIT |
+| fluent-emoji-flat, fluent-emoji-high-contrast | Fluent Emoji, Microsoft | MIT |
 
 The captions are labels from emojibase-data 17 (MIT).
 

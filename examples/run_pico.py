@@ -142,7 +142,7 @@ def main() -> None:
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, PicoTrainingArguments]:
-    """Options from the command line or from one YAML or JSON file; none at all: the embedded job."""
+    """Options from the command line or from a YAML or JSON file; by default the embedded job."""
     parser = HfArgumentParser((ModelArguments, DataArguments, PicoTrainingArguments))
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(argv[0])
@@ -249,4 +249,7 @@ def facts(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:  # bad input is answered by one line
+        sys.exit(f"run_pico: {error}")

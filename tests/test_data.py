@@ -120,7 +120,7 @@ def test_a_misspelt_column_is_answered_with_the_columns_there_are():
 
 def test_a_column_that_cannot_be_found_is_answered_with_the_columns_there_are():
     rows = raw_rows([png()], ["x"]).rename_column("caption", "zzz")
-    with pytest.raises(ValueError, match="`caption_column` could not be found. .* photo, zzz"):
+    with pytest.raises(ValueError, match=r"`caption_column` could not be found\. .* photo, zzz"):
         ImageTextDataset(rows)
 
 

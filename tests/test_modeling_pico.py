@@ -134,7 +134,9 @@ def test_a_plain_clip_repository_is_wrapped_with_its_own_weights(tmp_path):
     inputs = tiny_inputs()
     pixels = inputs["pixel_values"]
     expected = bare.get_image_features(pixel_values=pixels).pooler_output
-    assert torch.equal(model.encoder.get_image_features(pixel_values=pixels).pooler_output, expected)
+    assert torch.equal(
+        model.encoder.get_image_features(pixel_values=pixels).pooler_output, expected
+    )
 
 
 def test_a_misspelt_knob_is_refused_when_a_plain_repository_is_wrapped(tmp_path):

@@ -33,8 +33,8 @@ class PicoConfig(PreTrainedConfig):
     """Configuration of a [`PicoModel`]: the wrapped encoder's configuration and PICO's own knobs.
 
     Args:
-        encoder_config: Configuration of the wrapped vision-text dual encoder, as an object or as the
-            dict of its `to_dict()`; None gives a default CLIP. It is always copied, because a
+        encoder_config: Configuration of the wrapped vision-text dual encoder, as an object or as
+            the dict of its `to_dict()`; None gives a default CLIP. It is always copied, because a
             composite config resets `_attn_implementation` on a shared one.
         num_prototypes: K, style prototypes per modality, from 1 to the number of columns D.
         probe_size: R, matched training pairs whose column means are the instance space of the

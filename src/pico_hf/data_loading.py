@@ -103,12 +103,17 @@ def _load_files(files: list[str | Path]) -> datasets.Dataset:
 
 def _resolve_paths(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     """Makes image paths in a jsonl or csv file relative to the file, not to the working folder."""
-    for name in rows.column_names:
-        is_text = getattr(rows.features[name], "dtype", None) == "string"
-        if is_text and name in IMAGE_NAMES:
-            paths = [str(folder / path) for path in rows[name]]
-            rows = rows.add_column(f"{name}_resolved", paths).remove_columns(name)
-            rows = rows.rename_column(f"{name}_resolved", name)
+    paths = [
+        name
+        for name in rows.column_names
+        if name in IMAGE_NAMES and getattr(rows.features[name], "dtype", None) == "string"
+    ]
+
+    def resolve(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {name: [str(folder / value) for value in batch[name]] for name in paths}
+
+    if paths:
+        rows = rows.map(resolve, batched=True, keep_in_memory=True, desc="Resolving image paths")
     return rows
 
 

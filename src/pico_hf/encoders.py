@@ -260,8 +260,8 @@ def _check_side(
     if not worst <= TOLERANCE * max(1.0, float(out.pooler_output.float().abs().max())):
         raise ValueError(
             f"The {side} tokens of {type(encoder).__name__} do not reproduce its pooled features "
-            f"(largest difference {worst:.2g}). Its row in the encoder table does not fit; describe "
-            "it with `pico_hf.register_encoder`."
+            f"(largest difference {worst:.2g}). Its row in the encoder table does not fit; "
+            "describe it with `pico_hf.register_encoder`."
         )
 
 

@@ -191,7 +191,7 @@ class PicoModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fresh state for what a checkpoint lacks: buffers are garbage after meta-device loading."""
+        """Fills what a checkpoint lacks: after meta-device loading such buffers are garbage."""
         if isinstance(module, PicoPrototypes):
             for name, buffer in module.named_buffers(recurse=False):
                 fill = init.ones_ if name == "semantic_probability" else init.zeros_

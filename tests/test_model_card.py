@@ -1,0 +1,77 @@
+"""Facts of a run become a page that holds them, and two plots."""
+
+import re
+
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from pico_hf.model_card import METRICS, ModelFacts, write_model_card
+from pico_hf.plots import final_shares
+from tiny import tiny_encoder, tiny_processor
+
+RESULTS = {
+    "seen": {
+        "base": {name: 40.0 + i for i, name in enumerate(METRICS)},
+        "PICO": {name: 50.0 + i for i, name in enumerate(METRICS)},
+    }
+}
+
+
+def facts(**changes) -> ModelFacts:
+    probability = torch.tensor([0.9, 0.3, 0.6])
+    entry = {"pico_iteration": 1, "pico_feedback": -1.5, "pico_fused_weight": 1.0}
+    values = {
+        "name": "tiny",
+        "results": RESULTS,
+        "column_weights": probability / 0.6,
+        "semantic_probability": probability,
+        "iterations": [entry | {"pico_weight_std": 0.25}],
+        "arguments": {"seed": 7},
+        "command": "python examples/run_pico.py --seed 7",
+    }
+    return ModelFacts(**{**values, **changes})
+
+
+def test_the_page_shows_base_beside_pico_with_the_command_that_made_them(tmp_path):
+    text = write_model_card(tmp_path, facts()).read_text()
+    assert "| seen | base | 40.0 |" in text
+    assert "| seen | PICO | 50.0 |" in text
+    assert "python examples/run_pico.py --seed 7" in text
+    assert "| 1 | -1.50 | 1.000 | 0.250 |" in text
+    assert "smallest 0.500, largest 1.500" in text
+
+
+def test_the_metadata_carry_the_metrics_of_the_published_model(tmp_path):
+    data = ModelCard.load(write_model_card(tmp_path, facts())).data
+    assert data.pipeline_tag == "zero-shot-image-classification"
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert values == {"i2t_r1": 50.0, "t2i_r1": 53.0, "rsum": 56.0}
+
+
+def test_both_plots_are_pictures(tmp_path):
+    write_model_card(tmp_path, facts())
+    for name in ("spectrum", "iterations"):
+        with Image.open(tmp_path / "plots" / f"{name}.png") as picture:
+            assert picture.width > 400
+
+
+def test_a_base_model_has_no_iterations_to_show(tmp_path):
+    text = write_model_card(tmp_path, facts(iterations=[])).read_text()
+    assert "iterations.png" not in text
+
+
+def test_the_usage_snippet_runs_as_written(tmp_path, monkeypatch, capsys):
+    from pico_hf import PicoModel
+
+    PicoModel.from_encoder(tiny_encoder("clip"), probe_size=4).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    text = write_model_card(tmp_path, facts()).read_text()
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "snippet", "exec"), {})
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_shares_add_up_to_one_and_follow_the_recursion():
+    assert final_shares([1.0, 0.25, 0.5]) == [0.375, 0.125, 0.5]
