@@ -81,6 +81,7 @@ def test_block_sizes_never_change_scores_or_gradients(images, texts, incoming, m
     monkeypatch.setattr(late_interaction, "BLOCK_ELEMENTS", 12)
     monkeypatch.setattr(late_interaction, "BLOCK_PATCHES", 4)
     monkeypatch.setattr(interaction_gradient, "BAG_ENTRIES", 20)
+    monkeypatch.setattr(interaction_gradient, "BAG_PATCHES", 8)
     torch.testing.assert_close(similarity(images, texts), scores)
     assert_same_gradients(gradients(similarity, images, texts, incoming), expected)
 

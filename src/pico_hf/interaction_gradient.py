@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from pico_hf.late_interaction import Matches, fold, interact
 from pico_hf.packing import Packing, size
 
-BAG_ENTRIES = 2**18  # (patch, word, weight) entries listed and sorted at a time: about 10 MB
+BAG_ENTRIES = 2**16  # (patch, word, weight) entries listed and sorted at a time: about 4 MB
+BAG_PATCHES = 2**11  # patches whose gradients are summed at a time: 4 MB of 512 columns
 
 
 class LateInteraction(torch.autograd.Function):
@@ -55,7 +56,8 @@ class LateInteraction(torch.autograd.Function):
         to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
         to_texts = torch.zeros_like(words)
         gradient = gradient[images.order.unsqueeze(1), texts.order]
-        for block, patch, word, weight in _entries(gradient, images, texts, matches):
+        for items in _image_groups(gradient, images, texts):
+            block, patch, word, weight = _entries(gradient, items, images, texts, matches)
             if needs_images:
                 to_images[block] = bags(words, word, patch, weight, size(block))
             if needs_texts:
@@ -69,44 +71,48 @@ class LateInteraction(torch.autograd.Function):
 
 
 def _entries(
-    gradient: Float[Tensor, "images texts"], images: Packing, texts: Packing, matches: Matches
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """List every maximum of the pairs that carry gradient, some neighbouring images at a time.
+    gradient: Float[Tensor, "images texts"],
+    items: slice,
+    images: Packing,
+    texts: Packing,
+    matches: Matches,
+) -> tuple[slice, Tensor, Tensor, Tensor]:
+    """List every maximum of the pairs of some neighbouring images that carry gradient.
 
-    Yields:
+    Returns:
         The packed patch rows of these images and, for each entry, the patch (counted from the
-        first of these rows), the word and the weight. All patch rows get their turn once.
+        first of these rows), the word and the weight.
     """
-    for items in _image_groups(gradient, images, texts):
-        image, text = gradient[items].nonzero(as_tuple=True)
-        image = image + items.start
-        value = gradient[image, text]
-        block = slice(int(images.starts[items.start]), int(images.ends[items.stop - 1]))
-        pair, patch = images.tokens_of(image)
-        other, word = texts.tokens_of(text)
-        best_word = texts.starts[text][pair] + matches.words[text[pair], patch]
-        best_patch = images.starts[image][other] + matches.patches[image[other], word]
-        weights = (value / images.lengths[image])[pair], (value / texts.lengths[text])[other]
-        patches = torch.cat([patch, best_patch]) - block.start
-        yield block, patches, torch.cat([best_word, word]), torch.cat(weights)
+    image, text = gradient[items].nonzero(as_tuple=True)
+    image = image + items.start
+    value = gradient[image, text]
+    block = slice(int(images.starts[items.start]), int(images.ends[items.stop - 1]))
+    pair, patch = images.tokens_of(image)
+    other, word = texts.tokens_of(text)
+    best_word = texts.starts[text][pair] + matches.words[text[pair], patch]
+    best_patch = images.starts[image][other] + matches.patches[image[other], word]
+    weights = (value / images.lengths[image])[pair], (value / texts.lengths[text])[other]
+    patches = torch.cat([patch, best_patch]) - block.start
+    return block, patches, torch.cat([best_word, word]), torch.cat(weights)
 
 
 def _image_groups(
     gradient: Float[Tensor, "images texts"], images: Packing, texts: Packing
 ) -> Iterator[slice]:
-    """Cut the images into groups of about `BAG_ENTRIES` entries.
+    """Cut the images into groups of at most `BAG_ENTRIES` entries and `BAG_PATCHES` patches.
 
-    Few images while the gradient is dense, so that their patches stay in the cache; all at once
-    for the hardest negatives.
+    The first bounds the lists while the gradient is dense, the second the sums when it is sparse.
+    One image is always taken, however large.
     """
     per_pair = images.lengths.unsqueeze(1) + texts.lengths
     entries = ((gradient != 0) * per_pair).sum(dim=1).tolist()
-    start, total = 0, 0
-    for item, count in enumerate(entries):
-        if total and total + count > BAG_ENTRIES:
+    start, listed, patches = 0, 0, 0
+    for item, (count, length) in enumerate(zip(entries, images.lengths.tolist(), strict=True)):
+        full = listed + count > BAG_ENTRIES or patches + length > BAG_PATCHES
+        if full and item > start:
             yield slice(start, item)
-            start, total = item, 0
-        total += count
+            start, listed, patches = item, 0, 0
+        listed, patches = listed + count, patches + length
     if entries:
         yield slice(start, len(entries))
 
