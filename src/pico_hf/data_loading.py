@@ -206,7 +206,8 @@ def _captions(row: int, value: Any) -> list[str]:
 def _readable(images: datasets.Dataset, skip_bad_images: bool) -> list[int]:
     """Rows whose image decodes to the last byte."""
     raw = images.cast_column("image", datasets.Image(decode=False))
-    good, bad = [], []
+    good: list[int] = []
+    bad: list[int] = []
     for row, value in enumerate(raw["image"]):
         problem = image_problem(value)
         if problem and not skip_bad_images:

@@ -146,7 +146,7 @@ class PicoModel(PreTrainedModel):
         return cls.from_encoder(pair, **pico)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> PicoModel:
         """Loads a Pico model, or loads any other dual encoder and wraps it.
@@ -173,7 +173,7 @@ class PicoModel(PreTrainedModel):
                 return cls.from_encoder(encoder.eval(), **pico)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self, save_directory: str | os.PathLike, **kwargs: Any
     ) -> None:
         """Saves weights, prototypes and configuration under the names the live modules have.
