@@ -234,13 +234,18 @@ def facts(
 ) -> ModelFacts:
     """What the model page tells about this run."""
     model, args = trainer.pico_model, trainer.args
+    kept = int(model.prototypes.iteration)  # the best checkpoint may be older than the last one
     shown = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
     return ModelFacts(
         name=Path(args.output_dir).name,
         results=results,
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
-        iterations=[entry for entry in trainer.state.log_history if "pico_iteration" in entry],
+        iterations=[
+            entry
+            for entry in trainer.state.log_history
+            if entry.get("pico_iteration", kept + 1) <= kept
+        ],
         arguments={name: getattr(args, name) for name in shown} | {"loss": model.config.loss},
         command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
         base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,

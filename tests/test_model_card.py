@@ -49,6 +49,13 @@ def test_the_metadata_carry_the_metrics_of_the_published_model(tmp_path):
     assert values == {"i2t_r1": 50.0, "t2i_r1": 53.0, "rsum": 56.0}
 
 
+def test_the_metadata_tell_splits_apart(tmp_path):
+    both = {**RESULTS, "unseen": RESULTS["seen"]}
+    data = ModelCard.load(write_model_card(tmp_path, facts(results=both))).data
+    assert {result.dataset_split for result in data.eval_results} == {"seen", "unseen"}
+    assert len(data.eval_results) == 6
+
+
 def test_both_plots_are_pictures(tmp_path):
     write_model_card(tmp_path, facts())
     for name in ("spectrum", "iterations"):

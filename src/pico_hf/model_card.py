@@ -108,6 +108,7 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
             task_name="Image-text retrieval",
             dataset_type=facts.dataset or "custom",
             dataset_name=f"{facts.dataset or 'custom'} ({split})",
+            dataset_split=split,
             metric_type=metric,
             metric_name=heading,
             metric_value=round(list(models.values())[-1][metric], 2),

@@ -173,9 +173,7 @@ class PicoModel(PreTrainedModel):
                 return cls.from_encoder(encoder.eval(), **pico)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves weights, prototypes and configuration under the names the live modules have.
 
         The original-format key names of some towers cannot be read back by
