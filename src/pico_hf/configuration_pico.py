@@ -62,6 +62,7 @@ class PicoConfig(PreTrainedConfig):
     """
 
     model_type = "pico"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["image_features", "text_features"]
     sub_configs: ClassVar[dict[str, type]] = {"encoder_config": AutoConfig}
 
     encoder_config: PreTrainedConfig | dict | None = None
@@ -87,8 +88,9 @@ class PicoConfig(PreTrainedConfig):
         _at_least("num_prototypes", self.num_prototypes, 1)
         _at_least("probe_size", self.probe_size, 2)
         for name in ("feedback_temperature", "margin"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be > 0, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
         if not 0 <= self.fusion_momentum < 1:
             raise ValueError(f"`fusion_momentum` must be in [0, 1), got {self.fusion_momentum!r}.")
         _one_of("estimator", self.estimator, ESTIMATORS)

@@ -104,16 +104,18 @@ def cache_token_features(
         The dataset with features for pixels.
     """
     done = folder / cache_key(encoder, dataset)
-    if not done.exists():
-        partial = folder / f"{done.name}.partial-{os.getpid()}"
-        shutil.rmtree(partial, ignore_errors=True)
+    if done.exists():
+        logger.info("Token features found in %s.", done)
+        return CachedImageTextDataset(dataset, done)
+    partial = folder / f"{done.name}.partial-{os.getpid()}"
+    try:
         images = encoder.batches(dataset.images(), "Caching image features", tower_states)
         TokenStore.write(partial / "images", (image for image, _ in images))
         captions = encoder.batches(dataset.captions(), "Caching text features", tower_states)
         TokenStore.write(partial / "captions", (text for _, text in captions))
         partial.rename(done)
-    else:
-        logger.info("Token features found in %s.", done)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
     return CachedImageTextDataset(dataset, done)
 
 
