@@ -39,7 +39,7 @@ def normalised_gain(state: FusionState) -> tuple[float, float]:
     """η_n = g(Δ_n) / G_n with g(Δ) = exp(Δ/τ) and G_n = G_{n-1} + g(Δ_n), kept in log space.
 
     Inside the final prototypes μ^(N) the weight of iteration n telescopes to g(Δ_n)/G_N, so a
-    larger improvement always has the larger weight, whatever the order (METHOD: the theorem of the
+    larger improvement always has the larger weight, whatever the order (the theorem of the
     performance-feedback weighting function). Our reconstruction, not in arXiv 2510.11175.
 
     Args:
