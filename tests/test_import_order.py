@@ -15,6 +15,8 @@ CORE = (
     "packing",
     "late_interaction",
     "interaction_gradient",
+    "fused_kernels",
+    "fused_interaction",
     "similarity",
     "semantic",
     "prototypes",
@@ -40,7 +42,7 @@ ORDER = (
     "hub",
     "__init__",
 )
-CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "pico_hf"}
+CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "triton", "pico_hf"}
 
 
 def parse(module: str) -> ast.Module:
