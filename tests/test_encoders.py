@@ -3,17 +3,13 @@
 import pytest
 import torch
 
+from pico_hf.encoder_check import check_encoder
+from pico_hf.encoder_table import ENCODERS, EncoderSpec, Step, TokenMap, register_encoder
 from pico_hf.encoders import (
-    ENCODERS,
-    EncoderSpec,
-    Step,
-    TokenMap,
-    check_encoder,
     image_hidden_states,
     project_image_tokens,
     project_text_tokens,
     projection_parameters,
-    register_encoder,
     text_hidden_states,
 )
 from tiny import BUILDERS, tiny_encoder, tiny_inputs

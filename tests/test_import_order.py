@@ -25,7 +25,10 @@ CORE = (
 ORDER = (
     *CORE,
     "configuration_pico",
+    "encoder_features",
+    "encoder_table",
     "encoders",
+    "encoder_check",
     "modeling_pico",
     "data_loading",
     "data",
