@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pico_hf.encoder_table import TokenMap, table_row
+from pico_hf.encoder_table import Step, TokenMap, table_row
 from pico_hf.encoders import (
     apply_steps,
     image_output,
@@ -30,6 +30,7 @@ def check_encoder(encoder: PreTrainedModel) -> None:
             encoder.
     """
     spec = table_row(encoder)
+    _check_modules(encoder, (*spec.image.steps, *spec.text.steps))
     training = encoder.training
     encoder.eval()
     try:
@@ -56,14 +57,28 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
     return [image, text, min(image, text)]
 
 
+def _check_modules(encoder: PreTrainedModel, steps: tuple[Step, ...]) -> None:
+    for step in steps:
+        try:
+            encoder.get_submodule(step.path)
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(encoder).__name__} has no module `{step.path}`, which its row in the "
+                "encoder table needs. Use a tower that has it, or describe the encoder with "
+                "`pico_hf.register_encoder`."
+            ) from error
+
+
 def _check_side(encoder: PreTrainedModel, side: str, row: TokenMap, out: Any) -> None:
     pooled = _pooled(encoder, side, row, last_hidden_state(out, encoder, side))
     given = out.pooler_output
-    if row.pooled_by == "every":
-        difference = (pooled - given).float().abs().amax(dim=-1)
+    if pooled.shape[-1] != given.shape[-1]:
+        worst = float("inf")
+    elif row.pooled_by == "every":
+        worst = float((pooled - given).float().abs().max())
     else:  # the pooled token is one of the row's tokens, or the only one
-        difference = (pooled - given.unsqueeze(1)).float().abs().amax(dim=-1).amin(dim=1)
-    worst = float(difference.max())
+        difference = (pooled - given.unsqueeze(1)).float().abs().amax(dim=-1)
+        worst = float(difference.amin(dim=1).max())
     tolerance = max(TOLERANCE, 4 * torch.finfo(encoder.dtype).eps)
     if not worst <= tolerance * max(1.0, float(given.float().abs().max())):
         raise ValueError(

@@ -19,8 +19,8 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from pico_hf.encoder_table import ENCODERS, EncoderSpec, Step, TokenMap, table_row
 from pico_hf.similarity import TokenFeatures
 
-# Learned projections of an architecture without a row: a submodule of the encoder, so that every
-# function here and everything that saves, freezes or adapts parameters finds them as it does others.
+# Learned projections of an architecture without a row: a submodule of the encoder, so that all that
+# saves, freezes or adapts parameters finds them like any other.
 FALLBACK = "pico_projection"
 _FALLBACK_SPEC = EncoderSpec(
     TokenMap((Step(f"{FALLBACK}.image"),)),

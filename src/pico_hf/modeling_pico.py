@@ -11,12 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    VisionTextDualEncoderModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, VisionTextDualEncoderModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
