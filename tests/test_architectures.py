@@ -16,7 +16,7 @@ from pico_hf import PicoModel
 from pico_hf.encoder_check import check_encoder
 from pico_hf.encoder_table import ENCODERS, EncoderSpec, architecture
 from pico_hf.encoders import image_hidden_states, prefix_length, text_hidden_states
-from tiny import BUILDERS, tiny_encoder, tiny_inputs
+from tiny import BUILDERS, naflex_images, tiny_encoder, tiny_inputs
 
 ALL = pytest.mark.parametrize("name", list(BUILDERS))
 TEXTS = ("input_ids", "attention_mask")
@@ -209,3 +209,44 @@ def test_batch_statistics_of_projections_never_move():
 def test_towers_that_end_in_one_space_cannot_be_frozen():
     with pytest.raises(ValueError, match="Tipsv2Model has no projections after its towers"):
         wrapped("tipsv2").freeze_towers()
+
+
+# ---- NaFlex: pictures of any grid, padded to the longest -----------------------------------------
+
+
+@torch.no_grad()
+def test_more_padding_patches_never_change_a_naflex_score():
+    model, texts = wrapped("siglip2").eval(), split(tiny_inputs())[1]
+    grids = [(4, 4), (2, 3), (5, 3)]
+    tight, loose = (naflex_images(grids, 3, padding) for padding in (0, 7))
+    assert loose["pixel_values"].shape[1] == tight["pixel_values"].shape[1] + 7
+    logits = [model(**images, **texts).logits_per_image for images in (tight, loose)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_padding_patches_hold_never_changes_a_naflex_score():
+    model, texts = wrapped("siglip2").eval(), split(tiny_inputs())[1]
+    images = naflex_images([(4, 4), (2, 3), (5, 3)], 3, padding=2)
+    expected = model(**images, **texts).logits_per_image
+    images["pixel_values"][images["pixel_attention_mask"] == 0] = 100.0
+    got = model(**images, **texts).logits_per_image
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_naflex_picture_has_as_many_patches_as_its_grid():
+    model = wrapped("siglip2").eval()
+    images = model.encode_images(**naflex_images([(4, 4), (2, 3), (5, 3)], 3))
+    assert images.mask.sum(dim=1).tolist() == [16, 6, 15]
+    alone = model.encode_images(**naflex_images([(4, 4)], 1)).features[0]
+    torch.testing.assert_close(images.features[0], alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_naflex_hidden_states_keep_their_mask():
+    model, inputs = wrapped("siglip2").eval(), tiny_inputs(encoder="siglip2")
+    images, texts = split(inputs)
+    patches = image_hidden_states(model.encoder, **images)
+    cached = model(image_hidden_states=patches.features, patch_mask=patches.mask, **texts)
+    torch.testing.assert_close(cached.logits_per_image, model(**inputs).logits_per_image)
