@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pico_hf.encoder_check import check_encoder
-from pico_hf.encoder_table import ENCODERS, EncoderSpec, Step, TokenMap, register_encoder
+from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoder_table import ENCODERS, register_encoder
 from pico_hf.encoders import (
     image_hidden_states,
     project_image_tokens,
@@ -49,6 +50,13 @@ def test_siglip_without_an_attention_mask_counts_no_padding_as_words():
     encoder = tiny_encoder("siglip")
     words = text_hidden_states(encoder, input_ids=torch.tensor([[5, 6, 2, 2, 2]])).mask
     assert words.tolist() == [[True, True, False, False, False]]
+
+
+@torch.no_grad()
+def test_siglip_2_pads_with_another_token_than_its_config_says():
+    encoder = tiny_encoder("siglip")  # the config's pad token 2 is the EOS of this text
+    words = text_hidden_states(encoder, input_ids=torch.tensor([[5, 0, 6, 2, 0, 0]])).mask
+    assert words.tolist() == [[True, True, True, False, False, False]]
 
 
 @ALL

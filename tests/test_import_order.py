@@ -26,6 +26,7 @@ ORDER = (
     *CORE,
     "configuration_pico",
     "encoder_features",
+    "encoder_spec",
     "encoder_table",
     "encoders",
     "encoder_check",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pico_hf.encoder_table import Step, TokenMap, table_row
+from pico_hf.encoder_spec import Step, TokenMap
+from pico_hf.encoder_table import table_row
 from pico_hf.encoders import (
     apply_steps,
     image_output,

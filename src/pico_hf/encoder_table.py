@@ -2,100 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from torch import Tensor
-from transformers import PreTrainedModel
+import transformers
+from transformers import AutoModel, PreTrainedModel
 
 from pico_hf import encoder_features
-
-# How an architecture pools, which is what the self-check compares with.
-POOLED_BY = {
-    "token": "one token",
-    "mean": "mean of the tokens",
-    "attention": "attention over the tokens",
-    "every": "every token is projected",
-    "mean_first": "mean of the tokens, then a non-linear step",
-}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One module on the way from a hidden state to the common space.
-
-    Attributes:
-        path: Dotted path of the module inside the encoder.
-        pools: True for a module that turns a sequence into one vector (a CLS pooler, an attention
-            pool): it is applied to one-token sequences.
-        flat: True for a module that takes vectors only (one with a BatchNorm): it is applied to all
-            tokens in a row, always with the statistics it was trained with.
-    """
-
-    path: str
-    pools: bool = False
-    flat: bool = False
-
-
-@dataclass(frozen=True)
-class TokenMap:
-    """One side of an architecture.
-
-    Attributes:
-        steps: Modules applied to every token, in order; none where the towers share a space.
-        pooled_by: Where `pooler_output` comes from: `"token"` (one of the tokens: CLS or EOS),
-            `"mean"` (of the tokens after the prefix), `"attention"` (a pooling step), `"every"`
-            (there is one vector per token), `"mean_first"` (the mean of the hidden states goes
-            through steps that are not linear: the steps can be checked, but the tokens do not
-            average to the pooled feature).
-        prefix: Tokens before the first patch or word (CLS, registers, BOS).
-        suffix: Tokens after the last word (EOS, SEP); texts only.
-        registers: Name of an entry of the tower's config with further prefix tokens.
-        pad_is_special: The tower attends to its padding and pads with a special token (SigLIP):
-            without an attention mask the words are what is not the pad token.
-        config: Name of the tower's config inside the encoder's; None = `vision_config` or
-            `text_config`.
-        features: `(encoder, **inputs)` to an output with `last_hidden_state` and `pooler_output`;
-            None = the encoder's `get_image_features` or `get_text_features`.
-        real_patches: Name of the input that says which patches are no padding; None = all are.
-        dummy: `(encoder)` to inputs for the self-check; None = random pixels or a few tokens.
-    """
-
-    steps: tuple[Step, ...]
-    pooled_by: str = "token"
-    prefix: int = 0
-    suffix: int = 0
-    registers: str | None = None
-    pad_is_special: bool = False
-    config: str | None = None
-    features: Callable[..., Any] | None = None
-    real_patches: str | None = None
-    dummy: Callable[[PreTrainedModel], dict[str, Tensor]] | None = None
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One row of the table.
-
-    Attributes:
-        image: The image side.
-        text: The text side.
-        logit_scale: Attribute with the logarithm of the scale, None if there is none.
-        logit_bias: Attribute with the bias, None if there is none.
-        temperature: Attribute that similarities are divided by, None if there is none.
-        label: What people call it.
-        note: What a user should know about its tokens.
-    """
-
-    image: TokenMap
-    text: TokenMap
-    logit_scale: str | None = "logit_scale"
-    logit_bias: str | None = None
-    temperature: str | None = None
-    label: str = ""
-    note: str = ""
-
+from pico_hf.encoder_spec import POOLED_BY, EncoderSpec, Step, TokenMap
 
 _VISUAL, _TEXTUAL = Step("visual_projection"), Step("text_projection")
 _CLS_PROJECTED = TokenMap((_VISUAL,), prefix=1)
@@ -104,6 +17,7 @@ _HEAD = Step("vision_model.head", pools=True)
 _TEXT = TokenMap((_TEXTUAL,), prefix=1, suffix=1)  # pooled at EOS or CLS
 _POOLER_TEXT = TokenMap((Step("text_model.pooler", pools=True), _TEXTUAL), prefix=1, suffix=1)
 _SIGLIP_TEXT = TokenMap((Step("text_model.head"),), suffix=1, pad_is_special=True)
+_PAIR = "vision-text-dual-encoder"
 _SHARED = "its towers end in one space: nothing is left to train behind frozen towers"
 
 
@@ -214,28 +128,28 @@ ENCODERS: dict[str, EncoderSpec] = {
     "flava": _FLAVA,
     "groupvit": _GROUPVIT,
     "tipsv2": _TIPSV2,
-    "vision-text-dual-encoder/vit": _pair(
+    f"{_PAIR}/vit": _pair(
         "ViT", TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=1)
     ),
-    "vision-text-dual-encoder/deit": _pair(
+    f"{_PAIR}/deit": _pair(
         "DeiT", TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=2)
     ),
-    "vision-text-dual-encoder/swin": _pair("Swin", TokenMap((_VISUAL,), pooled_by="mean")),
-    "vision-text-dual-encoder/swinv2": _pair("Swin v2", TokenMap((_VISUAL,), pooled_by="mean")),
-    "vision-text-dual-encoder/dinov2": _pair("DINOv2", _CLS_PROJECTED),
-    "vision-text-dual-encoder/dinov2_with_registers": _pair(
+    f"{_PAIR}/swin": _pair("Swin", TokenMap((_VISUAL,), pooled_by="mean")),
+    f"{_PAIR}/swinv2": _pair("Swin v2", TokenMap((_VISUAL,), pooled_by="mean")),
+    f"{_PAIR}/dinov2": _pair("DINOv2", _CLS_PROJECTED),
+    f"{_PAIR}/dinov2_with_registers": _pair(
         "DINOv2 with registers", TokenMap((_VISUAL,), prefix=1, registers="num_register_tokens")
     ),
-    "vision-text-dual-encoder/dinov3_vit": _pair(
+    f"{_PAIR}/dinov3_vit": _pair(
         "DINOv3 ViT", TokenMap((_VISUAL,), prefix=1, registers="num_register_tokens")
     ),
-    "vision-text-dual-encoder/beit": _pair(
+    f"{_PAIR}/beit": _pair(
         "BEiT",
         _BEIT_IMAGE,
         note="patches are averaged before a LayerNorm, so projected patches do not average to the "
         "pooled feature",
     ),
-    "vision-text-dual-encoder/clip_vision_model": _pair("CLIP's ViT", _CLS_NORMED),
+    f"{_PAIR}/clip_vision_model": _pair("CLIP's ViT", _CLS_NORMED),
 }
 
 
@@ -253,7 +167,7 @@ def register_encoder(model_type: str, spec: EncoderSpec) -> None:
 def architecture(encoder: PreTrainedModel) -> str:
     """The encoder's key in the table, whether or not there is such a row."""
     model_type = encoder.config.model_type
-    if model_type == "vision-text-dual-encoder":
+    if model_type == _PAIR:
         return f"{model_type}/{encoder.config.vision_config.model_type}"
     special = f"{model_type}/{type(encoder).__name__}"
     return special if special in ENCODERS else model_type
@@ -276,10 +190,34 @@ def table_row(encoder: PreTrainedModel) -> EncoderSpec:
     return ENCODERS[key]
 
 
+def encoder_class(model_type: str, architectures: Sequence[str] | None) -> type:
+    """The class to build or load an encoder with.
+
+    Some model types have a dual encoder that `AutoModel` does not know (BLIP's and BLIP-2's for
+    retrieval): `AutoModel` would build another model, with random weights where the two differ.
+
+    Args:
+        model_type: `config.model_type`.
+        architectures: `config.architectures`: class names of the saved model.
+
+    Returns:
+        The named class if the table has a row for it, else `AutoModel`.
+    """
+    for name in architectures or ():
+        if f"{model_type}/{name}" in ENCODERS:
+            return getattr(transformers, name)
+    return AutoModel
+
+
 def supported_encoders_table() -> str:
-    """The table as Markdown, one line per architecture in the order of the rows."""
+    """The table as Markdown: labelled rows, whole models before pairs of towers."""
+    rows = sorted(
+        ENCODERS.items(), key=lambda item: (item[0].startswith(_PAIR), item[1].label.casefold())
+    )
     lines = ["| encoder | key | image pooled by | text pooled by | note |", "|---|---|---|---|---|"]
-    for key, row in ENCODERS.items():
+    for key, row in rows:
+        if not row.label:
+            continue  # registered from outside
         pooled = (POOLED_BY[side.pooled_by] for side in (row.image, row.text))
         lines.append(f"| {' | '.join((row.label, f'`{key}`', *pooled, row.note))} |")
     return "\n".join(lines)

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from pico_hf.encoder_table import ENCODERS, EncoderSpec, Step, TokenMap, table_row
+from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoder_table import encoder_class, table_row
 from pico_hf.similarity import TokenFeatures
 
 # Learned projections of an architecture without a row: a submodule of the encoder, so that all that
@@ -27,25 +27,6 @@ _FALLBACK_SPEC = EncoderSpec(
     TokenMap((Step(f"{FALLBACK}.text"),)),
     logit_scale=None,
 )
-
-
-def encoder_class(model_type: str, architectures: Sequence[str] | None) -> type:
-    """The class to build or load an encoder with.
-
-    Some model types have a dual encoder that `AutoModel` does not know (BLIP's and BLIP-2's for
-    retrieval): `AutoModel` would build another model, with random weights where the two differ.
-
-    Args:
-        model_type: `config.model_type`.
-        architectures: `config.architectures`: class names of the saved model.
-
-    Returns:
-        The named class if the table has a row for it, else `AutoModel`.
-    """
-    for name in architectures or ():
-        if f"{model_type}/{name}" in ENCODERS:
-            return getattr(transformers, name)
-    return AutoModel
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
@@ -248,11 +229,20 @@ def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor |
     if attention_mask is not None:
         attended = attention_mask.bool()
     elif row.pad_is_special:
-        words = input_ids != tower_config(encoder, row, "text").pad_token_id
-        return torch.where(words.any(dim=1, keepdim=True), words, True)
+        return _before_padding(input_ids, tower_config(encoder, row, "text").pad_token_id)
     else:
         attended = torch.ones_like(input_ids, dtype=torch.bool)
     position = attended.long().cumsum(dim=1)
     last = position[:, -1:] - row.suffix
     words = attended & (position > row.prefix) & (position <= last)
     return torch.where(words.any(dim=1, keepdim=True), words, attended)
+
+
+def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
+    """What is neither the config's pad token nor part of a run of one token at the end.
+
+    SigLIP 2's vocabulary pads with another token than its configs name, which is its EOS.
+    """
+    run = (input_ids == input_ids[:, -1:]).flip(1).cumprod(dim=1).flip(1).bool()
+    words = (input_ids != pad) & ~(run & (run.sum(dim=1, keepdim=True) > 1))
+    return torch.where(words.any(dim=1, keepdim=True), words, True)

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import check_encoder, fallback_widths
-from pico_hf.encoder_table import ENCODERS, architecture
+from pico_hf.encoder_table import ENCODERS, architecture, encoder_class
 from pico_hf.losses import LOSSES
 from pico_hf.prototypes import PicoPrototypes
 from pico_hf.semantic import column_weights
@@ -186,7 +186,7 @@ class PicoModel(PreTrainedModel):
             config_dict = _peek_config(pretrained_model_name_or_path, kwargs)
             if config_dict.get("model_type") != cls.config_class.model_type:
                 pico, rest = _split_config_kwargs(kwargs)
-                chosen = encoders.encoder_class(
+                chosen = encoder_class(
                     config_dict.get("model_type", ""), config_dict.get("architectures")
                 )
                 encoder = chosen.from_pretrained(pretrained_model_name_or_path, **rest)
