@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -107,6 +109,12 @@ def test_a_saved_model_scores_as_before(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["siglip2", "blip-2-itm", "align", "flava", "groupvit"])
+def test_a_resumed_run_on_cached_features_is_the_unbroken_one(name, make_trainer):
+    test_a_resumed_run_is_the_unbroken_one(name, partial(make_trainer, freeze_encoder=True))
+
+
+@pytest.mark.slow
 @ALL
 def test_a_resumed_run_is_the_unbroken_one(name, make_trainer):
     knobs = {"images": 16, "dev": 10, "num_train_epochs": 2, "load_best_model_at_end": False}
@@ -189,6 +197,16 @@ def test_a_saved_blip_for_retrieval_is_wrapped_with_its_own_weights(tmp_path):
     assert type(encoder) is type(bare)
     for key, value in bare.state_dict().items():
         assert torch.equal(value, encoder.state_dict()[key]), key
+
+
+def test_a_checkpoint_without_the_projections_is_refused(tmp_path):
+    bare = tiny_encoder("blip-itm")
+    bare.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["BlipForConditionalGeneration"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"whole BlipModel, but lacks text_model.pooler.*Condit"):
+        PicoModel.from_pretrained(tmp_path)
 
 
 def test_a_temperature_becomes_a_scale():

@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+from transformers import (
+    DistilBertConfig,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    ViTConfig,
+)
 
 from pico_hf.encoder_check import check_encoder
 from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
@@ -14,6 +20,7 @@ from pico_hf.encoders import (
     text_hidden_states,
 )
 from tiny import BUILDERS, tiny_encoder, tiny_inputs
+from tiny_encoders import VISION
 
 ALL = pytest.mark.parametrize("name", sorted(BUILDERS))
 
@@ -78,6 +85,16 @@ def test_a_wrong_row_is_found_out_when_wrapping(monkeypatch):
     monkeypatch.setitem(ENCODERS, "clip", wrong)  # post_layernorm forgotten
     with pytest.raises(ValueError, match="image tokens of CLIPModel do not reproduce its pooled"):
         check_encoder(tiny_encoder("clip"))
+
+
+def test_a_text_tower_without_a_pooler_is_refused():
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        ViTConfig(**VISION), DistilBertConfig(dim=32, hidden_dim=37, n_layers=1, n_heads=4)
+    )
+    with pytest.raises(
+        ValueError, match=r"VisionTextDualEncoderModel has no module `text_model.po"
+    ):
+        check_encoder(VisionTextDualEncoderModel(config))
 
 
 def test_an_unknown_architecture_is_refused_with_the_list_of_known_ones():

@@ -83,6 +83,11 @@ def test_with_frozen_towers_the_learned_projections_train(unknown):
     assert trained == {"pico_projection.image.weight", "pico_projection.text.weight"}
 
 
+def test_an_encoder_without_feature_methods_is_refused(unknown):
+    with pytest.raises(ValueError, match=r"must have `get_image_features`.*CLIPTextModel has not"):
+        PicoModel.from_encoder(unknown.text_model, fallback_projection=True)
+
+
 def test_widths_that_are_not_three_are_refused():
     with pytest.raises(ValueError, match="`fallback_widths` must be three widths"):
         PicoConfig(fallback_widths=[32, 32])

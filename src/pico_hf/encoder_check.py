@@ -1,7 +1,9 @@
-"""The self-check of a wrapped encoder: its token map must reproduce its own pooled features."""
+"""What is checked before an encoder is wrapped: that its tokens are right and its weights whole."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.encoder_spec import Step, TokenMap
-from pico_hf.encoder_table import table_row
+from pico_hf.encoder_table import ENCODERS, architecture, encoder_class, table_row
 from pico_hf.encoders import (
     apply_steps,
     image_output,
     last_hidden_state,
     prefix_length,
+    projection_parameters,
     text_output,
     tower_config,
 )
@@ -50,12 +53,48 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
     Raises:
         ValueError: If the encoder gives no token features.
     """
-    blank = TokenMap(())
-    images = encoder.get_image_features(**_dummy_images(encoder, blank))
-    texts = encoder.get_text_features(**_dummy_texts(encoder, blank))
+    for method in ("get_image_features", "get_text_features"):
+        if not hasattr(encoder, method):
+            raise ValueError(
+                f"`encoder` must have `{method}` to be wrapped with learned projections, which "
+                f"{type(encoder).__name__} has not. Describe it with `pico_hf.register_encoder`."
+            )
+    blank, training = TokenMap(()), encoder.training
+    encoder.eval()
+    try:
+        images = encoder.get_image_features(**_dummy_images(encoder, blank))
+        texts = encoder.get_text_features(**_dummy_texts(encoder, blank))
+    finally:
+        encoder.train(training)
     image = last_hidden_state(images, encoder, "image").shape[-1]
     text = last_hidden_state(texts, encoder, "text").shape[-1]
     return [image, text, min(image, text)]
+
+
+def load_encoder(
+    path: str | os.PathLike, config: Mapping[str, Any], **options: Any
+) -> PreTrainedModel:
+    """A saved dual encoder in eval mode, with all of its projections.
+
+    Args:
+        path: Folder or Hub repository.
+        config: Its raw config.json.
+        options: See `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: If the checkpoint lacks weights of the projections. That of a captioning model,
+            say, would be completed by random ones.
+    """
+    chosen = encoder_class(config.get("model_type", ""), config.get("architectures"))
+    encoder, info = chosen.from_pretrained(path, **options, output_loading_info=True)
+    known = architecture(encoder) in ENCODERS
+    if known and (lost := sorted(set(projection_parameters(encoder)) & info["missing_keys"])):
+        raise ValueError(
+            f"`{path}` must hold a whole {type(encoder).__name__}, but lacks {', '.join(lost)}; "
+            f"its config names {config.get('architectures')}. Take a checkpoint of a dual encoder, or "
+            "load the encoder yourself and wrap it with `PicoModel.from_encoder`."
+        )
+    return encoder.eval()
 
 
 def _check_modules(encoder: PreTrainedModel, steps: tuple[Step, ...]) -> None:

@@ -119,7 +119,10 @@ ENCODERS: dict[str, EncoderSpec] = {
         note="padded patches are masked out",
     ),
     "aimv2": EncoderSpec(
-        TokenMap((_HEAD, _VISUAL), pooled_by="attention"), _TEXT, label="AIMv2 LiT"
+        TokenMap((_HEAD, _VISUAL), pooled_by="attention"),
+        _TEXT,
+        label="AIMv2 LiT",
+        note="its text tower is causal only if it gets an attention mask",
     ),
     "blip": _BLIP,
     "blip/BlipForImageTextRetrieval": _BLIP_ITM,

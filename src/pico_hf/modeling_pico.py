@@ -17,8 +17,8 @@ from transformers.utils import ModelOutput
 
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoder_check import check_encoder, fallback_widths
-from pico_hf.encoder_table import ENCODERS, architecture, encoder_class
+from pico_hf.encoder_check import check_encoder, fallback_widths, load_encoder
+from pico_hf.encoder_table import ENCODERS, architecture
 from pico_hf.losses import LOSSES
 from pico_hf.prototypes import PicoPrototypes
 from pico_hf.semantic import column_weights
@@ -180,17 +180,15 @@ class PicoModel(PreTrainedModel):
             The model in eval mode.
 
         Raises:
-            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`].
+            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], or
+                if the checkpoint of another dual encoder lacks its projections.
         """
         if kwargs.get("config") is None and not args:
             config_dict = _peek_config(pretrained_model_name_or_path, kwargs)
             if config_dict.get("model_type") != cls.config_class.model_type:
                 pico, rest = _split_config_kwargs(kwargs)
-                chosen = encoder_class(
-                    config_dict.get("model_type", ""), config_dict.get("architectures")
-                )
-                encoder = chosen.from_pretrained(pretrained_model_name_or_path, **rest)
-                return cls.from_encoder(encoder.eval(), **pico)
+                encoder = load_encoder(pretrained_model_name_or_path, config_dict, **rest)
+                return cls.from_encoder(encoder, **pico)
         kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
