@@ -91,8 +91,8 @@ def load_encoder(
     if known and (lost := sorted(set(projection_parameters(encoder)) & info["missing_keys"])):
         raise ValueError(
             f"`{path}` must hold a whole {type(encoder).__name__}, but lacks {', '.join(lost)}; "
-            f"its config names {config.get('architectures')}. Take a checkpoint of a dual encoder, or "
-            "load the encoder yourself and wrap it with `PicoModel.from_encoder`."
+            f"its config names {config.get('architectures')}. Take a checkpoint of a dual encoder, "
+            "or load the encoder yourself and wrap it with `PicoModel.from_encoder`."
         )
     return encoder.eval()
 
