@@ -42,7 +42,7 @@ def make_trainer(tmp_path: Path):
             PicoTrainingArguments(output_dir=str(tmp_path / folder), **{**args, **knobs}),
             train_dataset=tiny_rows(images),
             eval_dataset=tiny_rows(dev),
-            processing_class=tiny_processor(),
+            processing_class=tiny_processor(encoder),
         )
 
     return build

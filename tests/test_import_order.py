@@ -27,7 +27,11 @@ CORE = (
 ORDER = (
     *CORE,
     "configuration_pico",
+    "encoder_features",
+    "encoder_spec",
+    "encoder_table",
     "encoders",
+    "encoder_check",
     "modeling_pico",
     "data_loading",
     "data",

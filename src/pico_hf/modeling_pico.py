@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import os
 from dataclasses import dataclass, fields
@@ -10,21 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    VisionTextDualEncoderModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, VisionTextDualEncoderModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoder_check import check_encoder, fallback_widths, load_encoder
+from pico_hf.encoder_table import ENCODERS, architecture
 from pico_hf.losses import LOSSES
 from pico_hf.prototypes import PicoPrototypes
 from pico_hf.semantic import column_weights
 from pico_hf.similarity import TokenFeatures, similarity
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,7 +79,10 @@ class PicoModel(PreTrainedModel):
     def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.encoder_config)
+            encoder = encoders.build_encoder(config.encoder_config)
+        if config.fallback_widths:
+            encoders.add_fallback_projections(encoder, config.fallback_widths)
+        encoder.config.architectures = [type(encoder).__name__]  # what to build when it is loaded
         config.encoder_config = encoder.config
         self.encoder = encoder
         self.prototypes = PicoPrototypes(
@@ -101,11 +104,15 @@ class PicoModel(PreTrainedModel):
     # ---- building ------------------------------------------------------------------------
 
     @classmethod
-    def from_encoder(cls, encoder: PreTrainedModel, **config_kwargs: Any) -> PicoModel:
+    def from_encoder(
+        cls, encoder: PreTrainedModel, *, fallback_projection: bool = False, **config_kwargs: Any
+    ) -> PicoModel:
         """Wraps a live dual encoder; its weights and its features stay what they are.
 
         Args:
             encoder: A dual encoder of a supported or registered architecture.
+            fallback_projection: True accepts an architecture that is neither: its last hidden
+                states with new projections, which have to be trained before scores mean anything.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Returns:
@@ -115,7 +122,16 @@ class PicoModel(PreTrainedModel):
             ValueError: If the architecture is unknown, gives no token features, or if the token map
                 does not reproduce the encoder's own pooled features.
         """
-        encoders.check_encoder(encoder)
+        if fallback_projection and architecture(encoder) not in ENCODERS:
+            config_kwargs["fallback_widths"] = fallback_widths(encoder)
+            logger.warning(
+                "%s has no row in the encoder table: its common space of %d columns is untrained. "
+                "Train it before you use its scores.",
+                type(encoder).__name__,
+                config_kwargs["fallback_widths"][-1],
+            )
+        else:
+            check_encoder(encoder)
         model = cls(PicoConfig(encoder_config=encoder.config.to_dict(), **config_kwargs), encoder)
         log_scale, bias = encoders.logit_scale(encoder)
         with torch.no_grad():
@@ -157,20 +173,23 @@ class PicoModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: Folder or Hub repository.
             args: See `PreTrainedModel.from_pretrained`.
-            kwargs: Likewise. Fields of [`PicoConfig`] may be given as well.
+            kwargs: Likewise. Fields of [`PicoConfig`] and, for another dual encoder,
+                `fallback_projection` may be given as well.
 
         Returns:
             The model in eval mode.
 
         Raises:
-            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`].
+            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], or
+                if the checkpoint of another dual encoder lacks its projections.
         """
         if kwargs.get("config") is None and not args:
             config_dict = _peek_config(pretrained_model_name_or_path, kwargs)
             if config_dict.get("model_type") != cls.config_class.model_type:
                 pico, rest = _split_config_kwargs(kwargs)
-                encoder = AutoModel.from_pretrained(pretrained_model_name_or_path, **rest)
-                return cls.from_encoder(encoder.eval(), **pico)
+                encoder = load_encoder(pretrained_model_name_or_path, config_dict, **rest)
+                return cls.from_encoder(encoder, **pico)
+        kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -228,8 +247,16 @@ class PicoModel(PreTrainedModel):
 
         Frozen towers stay in eval mode, so neither dropout nor batch statistics move and their
         hidden states can be cached.
+
+        Raises:
+            ValueError: If nothing comes after the hidden states.
         """
         trainable = set(encoders.projection_parameters(self.encoder))
+        if not trainable:
+            raise ValueError(
+                f"{type(self.encoder).__name__} has no projections after its towers: with frozen "
+                "towers nothing is left to train. Train the towers too, or adapt them by LoRA."
+            )
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(name in trainable)
         self._towers_frozen = True
@@ -240,6 +267,7 @@ class PicoModel(PreTrainedModel):
         super().train(mode)
         if getattr(self, "_towers_frozen", False):
             self.encoder.eval()
+        encoders.keep_batch_statistics(self.encoder)
         return self
 
     # ---- tokens, scores, loss ------------------------------------------------------------
@@ -269,6 +297,8 @@ class PicoModel(PreTrainedModel):
             Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
         """
         if image_hidden_states is None:
+            if pixel_values is None:
+                raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
             extras = {
                 "pixel_attention_mask": pixel_attention_mask,
                 "spatial_shapes": spatial_shapes,
@@ -431,7 +461,7 @@ def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:
 
 def _split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
-    own.discard("encoder_config")
+    own = own - {"encoder_config", "fallback_widths"} | {"fallback_projection"}
     # A key that looks like one of ours goes to PicoConfig, which says what it should have been.
     ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
     pico = {key: value for key, value in kwargs.items() if key in ours}
