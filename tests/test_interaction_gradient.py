@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pico_hf import interaction_gradient, late_interaction
-from pico_hf.interaction_gradient import bags
+from pico_hf.interaction_gradient import bags, column_blocks
 from pico_hf.similarity import TokenFeatures, similarity
 from reference import similarity_loop
 
@@ -82,6 +82,7 @@ def test_block_sizes_never_change_scores_or_gradients(images, texts, incoming, m
     monkeypatch.setattr(late_interaction, "BLOCK_PATCHES", 4)
     monkeypatch.setattr(interaction_gradient, "BAG_ENTRIES", 20)
     monkeypatch.setattr(interaction_gradient, "BAG_PATCHES", 8)
+    monkeypatch.setattr(interaction_gradient, "BAG_COLUMNS", 3)
     torch.testing.assert_close(similarity(images, texts), scores)
     assert_same_gradients(gradients(similarity, images, texts, incoming), expected)
 
@@ -155,7 +156,6 @@ def test_a_second_differentiation_is_refused(images, texts):
 
 def test_bags_without_entries_are_zero():
     none = torch.zeros(0, dtype=torch.long)
-    assert bags(torch.ones(2, 3), none, none, torch.zeros(0), num_targets=2).tolist() == [
-        [0.0, 0.0, 0.0],
-        [0.0, 0.0, 0.0],
-    ]
+    [(columns, sums)] = bags(column_blocks(torch.ones(2, 3)), none, none, torch.zeros(0), 2)
+    assert columns == slice(0, 3)
+    assert sums.tolist() == [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]

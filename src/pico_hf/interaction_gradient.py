@@ -19,6 +19,7 @@ from pico_hf.packing import Packing, size
 
 BAG_ENTRIES = 2**16  # (patch, word, weight) entries listed and sorted at a time: about 4 MB
 BAG_PATCHES = 2**11  # patches whose gradients are summed at a time: 4 MB of 512 columns
+BAG_COLUMNS = 128  # columns summed at a time: the table of sources then stays in the cache
 
 
 class LateInteraction(torch.autograd.Function):
@@ -56,13 +57,17 @@ class LateInteraction(torch.autograd.Function):
         to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
         to_texts = torch.zeros_like(words)
         gradient = gradient[images.order.unsqueeze(1), texts.order]
+        word_table = column_blocks(words) if needs_images else []
         for items in _image_groups(gradient, images, texts):
             block, patch, word, weight = _entries(gradient, items, images, texts, matches)
             if needs_images:
-                to_images[block] = bags(words, word, patch, weight, size(block))
+                for columns, sums in bags(word_table, word, patch, weight, size(block)):
+                    to_images[block, columns] = sums
             if needs_texts:
                 patches = images.take(image_features, block, dtype)
-                to_texts += bags(patches, patch, word, weight, texts.size)
+                patch_table = column_blocks(patches)
+                for columns, sums in bags(patch_table, patch, word, weight, texts.size):
+                    to_texts[:, columns] += sums
         return (
             images.unpack(to_images, image_features) if needs_images else None,
             texts.unpack(fold(to_texts, ctx.weights), text_features) if needs_texts else None,
@@ -89,11 +94,21 @@ def _entries(
     block = slice(int(images.starts[items.start]), int(images.ends[items.stop - 1]))
     pair, patch = images.tokens_of(image)
     other, word = texts.tokens_of(text)
-    best_word = texts.starts[text][pair] + matches.words[text[pair], patch]
-    best_patch = images.starts[image][other] + matches.patches[image[other], word]
-    weights = (value / images.lengths[image])[pair], (value / texts.lengths[text])[other]
+    # `index_select` is three times as fast as indexing with brackets.
+    best_word = texts.starts[text].index_select(0, pair)
+    best_word += _at(matches.words, text.index_select(0, pair), patch)
+    best_patch = images.starts[image].index_select(0, other)
+    best_patch += _at(matches.patches, image.index_select(0, other), word)
+    weights = (
+        (value / images.lengths[image]).index_select(0, pair),
+        (value / texts.lengths[text]).index_select(0, other),
+    )
     patches = torch.cat([patch, best_patch]) - block.start
     return block, patches, torch.cat([best_word, word]), torch.cat(weights)
+
+
+def _at(table: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    return table.view(-1).index_select(0, row * table.shape[1] + column)
 
 
 def _image_groups(
@@ -117,26 +132,52 @@ def _image_groups(
         yield slice(start, len(entries))
 
 
+def column_blocks(table: Float[Tensor, "sources D"]) -> list[Tensor]:
+    """Copy a table in blocks of `BAG_COLUMNS` columns, each contiguous.
+
+    Rows are drawn at random hundreds of times; a block that fits into the cache is drawn from three
+    times as fast as the whole.
+    """
+    return [block.contiguous() for block in table.split(BAG_COLUMNS, dim=1)]
+
+
 def bags(
-    table: Float[Tensor, "sources D"],
+    table: list[Tensor],
     source: Int[Tensor, " entries"],
     target: Int[Tensor, " entries"],
     weight: Float[Tensor, " entries"],
     num_targets: int,
-) -> Float[Tensor, "targets D"]:
+) -> Iterator[tuple[slice, Tensor]]:
     """Sum weight · table[source] over the entries of every target, in a fixed order.
 
     `index_add_` would first copy every source row; sorted by target, the entries are the bags
     that `embedding_bag` sums without a copy and, unlike atomics, always in the same order.
 
+    Args:
+        table: `column_blocks` of the source rows.
+        source: Row of the table, per entry.
+        target: Row of the result, per entry.
+        weight: Factor, per entry.
+        num_targets: Rows of the result.
+
+    Yields:
+        Some columns and (targets, columns) their sums; zeros for a target without entries.
+
     Example:
-        >>> table = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> table = column_blocks(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         >>> source, target = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
-        >>> bags(table, source, target, torch.tensor([1.0, 2.0, 3.0]), 2).tolist()
+        >>> [(columns, sums)] = bags(table, source, target, torch.tensor([1.0, 2.0, 3.0]), 2)
+        >>> sums.tolist()
         [[0.0, 2.0], [1.0, 3.0]]
     """
-    target, order = target.to(torch.int32).sort(stable=True)  # half the radix passes of int64
-    targets = torch.arange(num_targets, dtype=torch.int32, device=table.device)
+    narrow = torch.int16 if num_targets <= 2**15 else torch.int32  # fewer passes of the radix sort
+    target, order = target.to(narrow).sort(stable=True)
+    targets = torch.arange(num_targets, dtype=narrow, device=target.device)
     offsets = torch.searchsorted(target, targets)
-    weights = weight[order]
-    return F.embedding_bag(source[order], table, offsets, mode="sum", per_sample_weights=weights)
+    source, weight = source.index_select(0, order), weight.index_select(0, order)
+    first = 0
+    for block in table:
+        columns = slice(first, first + block.shape[1])
+        sums = F.embedding_bag(source, block, offsets, mode="sum", per_sample_weights=weight)
+        yield columns, sums
+        first = columns.stop

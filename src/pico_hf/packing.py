@@ -82,7 +82,7 @@ class Packing:
         owner = torch.arange(len(items), device=items.device).repeat_interleave(lengths)
         # A token's row is its place in the list, moved by the same amount for a whole item.
         offset = self.starts[items] - (lengths.cumsum(dim=0) - lengths)
-        return owner, torch.arange(len(owner), device=items.device) + offset[owner]
+        return owner, torch.arange(len(owner), device=items.device) + offset.index_select(0, owner)
 
     def runs(self, max_rows: int) -> Iterator[Run]:
         """Cut the items into runs of equal length with at most `max_rows` tokens (or one item)."""
