@@ -26,6 +26,10 @@ ORDER = (
     *CORE,
     "configuration_pico",
     "encoders",
+    "checked_files",
+    "prototype_files",
+    "remote_code",
+    "loading",
     "modeling_pico",
     "data_loading",
     "data",
@@ -33,11 +37,10 @@ ORDER = (
     "feature_cache",
     "callbacks",
     "training_args",
-    "trainer",
-    "lora",
     "plots",
     "model_card",
-    "hub",
+    "trainer",
+    "lora",
     "__init__",
 )
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "pico_hf"}
@@ -97,6 +100,6 @@ def test_imports_are_found_inside_functions_and_not_in_type_checking_blocks():
     tree = ast.parse(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from pico_hf.trainer import PicoTrainer\n"
-        "def late():\n    from pico_hf import losses\n    import pico_hf.hub\n"
+        "def late():\n    from pico_hf import losses\n    import pico_hf.plots\n"
     )
-    assert siblings(tree) == {"losses", "hub"}
+    assert siblings(tree) == {"losses", "plots"}
