@@ -127,20 +127,23 @@ def refuse_pickle(path: str | os.PathLike, wanted: str) -> NoReturn:
     pickles = sorted(name for name in there if name.endswith(_PICKLE))
     found = f" There is {', '.join(pickles)}." if pickles else ""
     raise OSError(
-        f"'{os.fspath(path)}' has no {wanted}.{found} Pickle files (.bin, .pt, .ckpt) are never read, "
-        "because they can run code. Save the weights as safetensors with `save_pretrained`."
+        f"'{os.fspath(path)}' has no {wanted}.{found} Pickle files (.bin, .pt, .ckpt) are never "
+        "read, because they can run code. Save the weights as safetensors with `save_pretrained`."
     )
 
 
 def check_model_files(
     path: str | os.PathLike, options: dict[str, Any], named: str | None = None
-) -> None:
+) -> dict[str, tuple[int, ...]]:
     """Reads a model's weights once before anything is built from them.
 
     Args:
         path: Folder or repository.
         options: The caller's keywords (Hub options, `variant`).
         named: The weights' file if the configuration names one itself.
+
+    Returns:
+        Name → shape.
 
     Raises:
         OSError: If there are no safetensors.
@@ -163,13 +166,14 @@ def check_model_files(
     else:
         refuse_pickle(path, named or f"model{variant}.safetensors")
     if found.suffix == ".safetensors":
-        check_safetensors(found)
-        return
+        return check_safetensors(found)
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in _shards(found):
         shard = find_file(path, name, options)
         if shard is None:
             raise OSError(f"'{os.fspath(path)}' lacks {name}, which {found.name} names.")
-        check_safetensors(shard)
+        shapes |= check_safetensors(shard)
+    return shapes
 
 
 def _shards(index: Path) -> list[str]:
@@ -209,18 +213,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Reads a safetensors file tensor by tensor and refuses one that cannot be right.
 
     Args:
         path: The file.
 
+    Returns:
+        Name → shape.
+
     Raises:
         ValueError: If it is cut short, differs from the hash the Hub announced, or holds NaN.
     """
     _check_announced_hash(path)
-    for _ in read_tensors(path):
-        pass
+    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path)}
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

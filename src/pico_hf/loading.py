@@ -60,8 +60,20 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> str:
             "`use_safetensors` must not be False: pickle files can run code and are never read "
             "here. Convert them once with `AutoModel.from_pretrained(…).save_pretrained(folder)`."
         )
-    check_model_files(path, options, config.get("transformers_weights"))
+    shapes = check_model_files(path, options, config.get("transformers_weights"))
+    if model_type == PicoConfig.model_type:
+        _check_prototypes({**config, **options}, shapes)
     return model_type
+
+
+def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    expected = (config.get("num_prototypes"), config.get("probe_size"))
+    for name in ("prototypes.vision", "prototypes.text"):
+        if None not in expected and shapes.get(name, expected) != expected:
+            raise ValueError(
+                f"`{name}` in the weights has the shape {shapes[name]}, but (`num_prototypes`, "
+                f"`probe_size`) are {expected}. Load the model with the values it was saved with."
+            )
 
 
 def safe_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def _check_shapes(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
     for name, shape in expected.items():
         if tuple(buffers[name].shape) != shape:
             raise ValueError(
-                f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} that {FACTS_FILE} says, got "
+                f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} of {FACTS_FILE}, got "
                 f"{tuple(buffers[name].shape)}."
             )
         if not bool(torch.isfinite(buffers[name]).all()):

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from pico_hf.callbacks import PrototypeFeedbackCallback
+from pico_hf.checked_files import check_safetensors
 from pico_hf.data import ImageTextDataset, PicoCollator
 from pico_hf.encoders import projection_parameters
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
@@ -182,6 +183,16 @@ class PicoTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             disable_tqdm=self.args.disable_tqdm,
         )
+
+    # ---- files ----------------------------------------------------------------------------
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Refuses damaged weights before the live model changes."""
+        for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
+            check_safetensors(file)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     # ---- training -------------------------------------------------------------------------
 
