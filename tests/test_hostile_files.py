@@ -9,26 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pico_hf import PicoModel, PicoPrototypes
-from pico_hf.semantic import column_statistics
-from tiny import tiny_encoder, tiny_inputs
-
-
-def refined(encoder: str = "clip", seed: int = 0, **knobs) -> PicoModel:
-    """A model whose weights are not uniform."""
-    knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
-    model = PicoModel.from_encoder(tiny_encoder(encoder, seed), **knobs)
-    inputs = tiny_inputs()
-    with torch.no_grad():
-        images = model.encode_images(inputs["pixel_values"])
-        texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
-        model.prototypes.refine(column_statistics(images, texts))
-    return model
+from tiny import tiny_encoder, tiny_inputs, tiny_refined
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A whole model, prototypes included."""
-    refined().save_pretrained(tmp_path / "model")
+    tiny_refined().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -207,7 +194,7 @@ BAD_PROTOTYPES = {
 
 @pytest.mark.parametrize("damage", BAD_PROTOTYPES)
 def test_damaged_prototypes_are_refused_and_the_live_model_stays(folder, damage):
-    model = refined()
+    model = tiny_refined()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     BAD_PROTOTYPES[damage](folder)
     message = refusal(
@@ -219,7 +206,7 @@ def test_damaged_prototypes_are_refused_and_the_live_model_stays(folder, damage)
 
 
 def test_prototypes_of_another_encoder_are_refused_and_the_live_model_stays(folder):
-    other, wide = refined(seed=1), refined("siglip")
+    other, wide = tiny_refined(seed=1), tiny_refined("siglip")
     for model, reason in ((other, "fingerprint"), (wide, "16 columns, the encoder has 32")):
         knobs, before = model.config.to_dict(), model.prototypes
         foreign = PicoPrototypes.from_pretrained(folder)

@@ -39,6 +39,7 @@ ORDER = (
     "training_args",
     "plots",
     "model_card",
+    "publishing",
     "trainer",
     "lora",
     "__init__",

@@ -19,6 +19,7 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -48,6 +49,13 @@ def plain_errors(repository: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
+    except HTTPError as error:
+        if isinstance(error, HfHubHTTPError):
+            raise OSError(_refusal(error, os.fspath(repository))) from error
+        raise ConnectionError(
+            f"The connection to {constants.ENDPOINT} broke off at '{os.fspath(repository)}' "
+            f"({' '.join(str(error).split())}). Nothing here was changed; do it again."
+        ) from error
     except OSError as error:
         refused = _http_error(error)
         message = _refusal(refused, os.fspath(repository)) if refused else str(error)

@@ -238,11 +238,20 @@ class PicoModel(PreTrainedModel):
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            self.prototypes.save_pretrained(save_directory)
+            self.save_prototypes(save_directory)
             if self._auto_class is not None:
                 write_modules(save_directory)
         if push_to_hub:  # only now: the stock method would upload before these files are written
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def save_prototypes(self, save_directory: str | os.PathLike) -> None:
+        """Writes the prototypes' own files, with this encoder's fingerprint.
+
+        Args:
+            save_directory: Folder, created if need be.
+        """
+        self.prototypes.place_beside(self.encoder)  # a pickled copy has forgotten
+        self.prototypes.save_pretrained(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Uploads what `save_pretrained` writes; see `PreTrainedModel.push_to_hub`."""
