@@ -47,6 +47,10 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> str:
             damaged or hostile, or if pickle files are asked for.
     """
     config = _raw_config(path, options)
+    if not config:
+        raise OSError(
+            f"'{os.fspath(path)}' has no config.json, so it holds no model. Check the path."
+        )
     model_type = config.get("model_type")
     remote = options.get("trust_remote_code") and "auto_map" in config
     if model_type not in CONFIG_MAPPING and not remote:
