@@ -203,7 +203,10 @@ class PicoTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Makes the pushed folder whole first: prototypes, page and plots of this very moment."""
-        if self.is_world_process_zero() and self.args.hub_strategy != HubStrategy.END:
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        skipped = running and not self.args.hub_always_push  # an upload is reading the folder
+        wanted = self.args.hub_strategy != HubStrategy.END and not skipped
+        if self.is_world_process_zero() and wanted:
             copy_model_files(Path(checkpoint_folder), Path(self.args.output_dir))
             self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)
