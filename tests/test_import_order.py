@@ -30,6 +30,7 @@ ORDER = (
     "prototype_files",
     "remote_code",
     "loading",
+    "model_files",
     "modeling_pico",
     "data_loading",
     "data",

@@ -137,6 +137,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Uploads the two files and a card; see `PreTrainedModel.push_to_hub` for the arguments."""
+        kwargs.setdefault("tags", ["pico", "prototypes"])
         with plain_errors(repo_id):
             return super().push_to_hub(repo_id, **kwargs)
 
