@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 MULTIPART_FROM = 24_000  # bytes; LFS files from this size on are uploaded in parts
 CHUNK = 10_000
+DATE = "2025-01-01T00:00:00Z"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png")
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
@@ -53,6 +54,8 @@ class Repository:
     log: list[tuple[str, str]] = field(default_factory=list)  # (commit, title), oldest first
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    parents: dict[str, str | None] = field(default_factory=dict)
+    pull_requests: list[tuple[str, str]] = field(default_factory=list)  # (author, title)
 
     def resolve(self, revision: str) -> str | None:
         """A commit's id from a branch, a tag or an id."""
@@ -63,6 +66,7 @@ class Repository:
         text = json.dumps([len(self.log), title, {k: v.oid for k, v in sorted(files.items())}])
         sha = hashlib.sha1(text.encode()).hexdigest()
         self.commits[sha] = files
+        self.parents[sha] = self.branches.get(branch)
         self.branches[branch] = sha
         self.log.append((sha, title))
         return sha
@@ -266,18 +270,28 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(rows + [_row(n, e) for n, e in files.items() if deep or "/" not in n])
 
     def commits(self, repo: str, revision: str) -> None:
-        self._commit(repo, revision)
+        sha, _ = self._commit(repo, revision)
+        repository, rows = self.hub.repositories[repo], []
+        titles, more = dict(repository.log), {"message": "", "authors": [], "date": DATE}
+        while sha:
+            rows.append({"id": sha, "title": titles[sha], **more})
+            sha = repository.parents[sha]
+        self._json(rows)
+
+    def discussions(self, repo: str) -> None:
         rows = [
             {
-                "id": sha,
+                "num": number,
                 "title": title,
-                "message": "",
-                "authors": [],
-                "date": "2025-01-01T00:00:00Z",
+                "author": {"name": author},
+                "createdAt": DATE,
+                "status": "open",
+                "isPullRequest": True,
+                "repo": {"name": repo, "type": "model"},
             }
-            for sha, title in reversed(self.hub.repositories[repo].log)
+            for number, (author, title) in enumerate(self._repository(repo).pull_requests, 1)
         ]
-        self._json(rows)
+        self._json({"count": len(rows), "start": 0, "discussions": rows})
 
     def refs(self, repo: str) -> None:
         repository = self._repository(repo)
@@ -444,6 +458,7 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (rf"GET /api/models/{REPO}/revision/(?P<revision>[^/]+)", _Handler.info),
     (rf"GET /api/models/{REPO}/tree/(?P<revision>[^/]+)", _Handler.tree),
     (rf"GET /api/models/{REPO}/commits/(?P<revision>[^/]+)", _Handler.commits),
+    (rf"GET /api/models/{REPO}/discussions", _Handler.discussions),
     (rf"GET /api/models/{REPO}/refs", _Handler.refs),
     (rf"POST /api/models/{REPO}/tag/(?P<revision>[^/]+)", _Handler.add_tag),
     (rf"POST /api/models/{REPO}/branch/(?P<branch>[^/]+)", _Handler.add_branch),

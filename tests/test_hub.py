@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
-from hub_server import Hub
+from hub_server import Entry, Hub
 
 START = """
 import os, sys
@@ -220,6 +220,35 @@ for load in (PicoModel.from_pretrained, PicoPrototypes.from_pretrained):
     load("org/pico-clip", force_download=True)
 assert_equal(model, PicoModel.from_pretrained("org/pico-clip"))
 """)
+
+
+@pytest.mark.slow
+def test_of_pickled_weights_only_the_conversion_by_the_hubs_bot_is_read(hub, run):
+    run("""
+tiny_encoder().push_to_hub("org/old-clip")
+""")
+    title = "Adding `safetensors` variant of this model"
+    repository = hub.repositories["org/old-clip"]
+    whole = dict(repository.commits[repository.branches["main"]])
+    pickled = {**whole, "pytorch_model.bin": Entry(b"never opened", lfs=True)}
+    del pickled["model.safetensors"]
+    repository.commit("main", "pickle", pickled)
+    for branch in ("refs/pr/1", "refs/pr/2"):
+        repository.branches[branch] = repository.branches["main"]
+        repository.commit(branch, title, whole)
+    repository.pull_requests = [("mallory", title)]
+    run("""
+message = refusal(lambda: PicoModel.from_pretrained("org/old-clip"))
+assert "'org/old-clip' has no model.safetensors" in message and "Pickle" in message
+""")
+    repository.pull_requests.append(("SFconvertbot", title))
+    run("""
+for options in ({}, {"revision": "refs/pr/2"}):
+    model = PicoModel.from_pretrained("org/old-clip", num_prototypes=3, **options)
+    for name, value in tiny_encoder().state_dict().items():
+        assert torch.equal(value, model.encoder.state_dict()[name]), name
+""")
+    assert hub.seen("pytorch_model.bin") == 0
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -36,6 +36,7 @@ HUB_OPTIONS = (
     "revision",
     "subfolder",
 )
+_CONVERTER = "SFconvertbot"
 _PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -124,8 +125,12 @@ def find_file(
             return None
 
 
+class NoSafetensorsError(OSError):
+    """A folder or repository without weights that may be read."""
+
+
 def refuse_pickle(path: str | os.PathLike, wanted: str) -> NoReturn:
-    """Raises OSError for a folder or repository that lacks a safetensors file.
+    """Raises NoSafetensorsError for a folder or repository that lacks a safetensors file.
 
     Args:
         path: Folder or repository.
@@ -134,10 +139,35 @@ def refuse_pickle(path: str | os.PathLike, wanted: str) -> NoReturn:
     there = os.listdir(path) if os.path.isdir(path) else []
     pickles = sorted(name for name in there if name.endswith(_PICKLE))
     found = f" There is {', '.join(pickles)}." if pickles else ""
-    raise OSError(
+    raise NoSafetensorsError(
         f"'{os.fspath(path)}' has no {wanted}.{found} Pickle files (.bin, .pt, .ckpt) are never "
         "read, because they can run code. Save the weights as safetensors with `save_pretrained`."
     )
+
+
+def converted_revision(path: str | os.PathLike, options: dict[str, Any]) -> str | None:
+    """Where the Hub's own bot has put safetensors of a repository that has pickle files only.
+
+    Args:
+        path: Folder or repository.
+        options: The caller's keywords.
+
+    Returns:
+        The reference of the bot's open pull request on top of the newest commit, None without one.
+    """
+    if os.path.isdir(path) or options.get("revision") not in (None, "main"):
+        return None
+    api, repository = HfApi(token=options.get("token")), os.fspath(path)
+    try:
+        newest = api.list_repo_commits(repository)[0].commit_id
+        for request in api.get_repo_discussions(repository, author=_CONVERTER):
+            if request.author == _CONVERTER and request.git_reference and request.status == "open":
+                commits = api.list_repo_commits(repository, revision=request.git_reference)
+                if len(commits) > 1 and commits[1].commit_id == newest:
+                    return request.git_reference
+    except (HTTPError, OSError):  # offline, or a mirror without pull requests
+        return None
+    return None
 
 
 def check_model_files(

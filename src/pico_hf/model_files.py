@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedModel
 
-from pico_hf.checked_files import plain_errors
+from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.loading import check_source, safe_options, split_config_kwargs
 from pico_hf.prototype_files import PicoPrototypes
@@ -45,7 +45,8 @@ class StoredPicoModel(PreTrainedModel):
         """Loads a Pico model, or loads any other dual encoder and wraps it.
 
         The stock method would build a *randomly initialised* encoder from a plain CLIP repository
-        without saying so. Weights are read as safetensors only, and are checked before.
+        without saying so. Weights are read as safetensors only, and are checked before. Of a
+        repository with pickle files only, the conversion that the Hub's bot proposes is read.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository.
@@ -67,7 +68,13 @@ class StoredPicoModel(PreTrainedModel):
         if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
             shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
             prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
-        model_type = None if path is None else check_source(path, kwargs)
+        try:
+            model_type = None if path is None else check_source(path, kwargs)
+        except NoSafetensorsError:
+            kwargs["revision"] = converted_revision(path, kwargs)
+            if kwargs["revision"] is None:
+                raise
+            model_type = check_source(path, kwargs)
         own = cls.config_class.model_type
         with plain_errors(path or ""):
             if kwargs.get("config") is None and not args and model_type not in (None, own):

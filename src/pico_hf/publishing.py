@@ -59,7 +59,7 @@ def write_run_card(
         False if the page was left as it is.
     """
     path = folder / "README.md"
-    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+    if path.exists() and not _replaceable(path.read_text(encoding="utf-8")):
         return False
     title = name or (args.hub_model_id or str(args.output_dir)).rstrip("/").rsplit("/", 1)[-1]
     write_model_card(folder, run_facts(model, args, state, title, best=best))
@@ -73,6 +73,11 @@ def write_run_card(
     card.text = f"{card.text.rstrip()}\n\n{MARK}\n"
     card.save(path)
     return True
+
+
+def _replaceable(page: str) -> bool:
+    """True for a page of ours, and for peft's empty form, which every saved adapter comes with."""
+    return MARK in page or "[More Information Needed]" in page
 
 
 def run_facts(
@@ -115,4 +120,4 @@ def _origin(model: PicoModel) -> str:
     name = getattr(model.encoder.config, "_name_or_path", "") or ""
     public = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
     known = name and public and not os.path.exists(name)
-    return name if known else f"a {model.encoder.config.model_type} encoder"
+    return name if known else f"Encoder of type {model.encoder.config.model_type}"
