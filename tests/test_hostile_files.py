@@ -83,6 +83,16 @@ def test_a_folder_with_pickled_weights_only_is_refused_unopened(folder):
         assert "`use_safetensors` must not be False" in asked
 
 
+@pytest.mark.parametrize("side", ["vision", "text"])
+def test_a_damaged_tower_is_refused(tmp_path, side):
+    pair, folders = tiny_encoder("vit+bert"), {s: tmp_path / s for s in ("vision", "text")}
+    pair.vision_model.save_pretrained(folders["vision"])
+    pair.text_model.save_pretrained(folders["text"])
+    (folders[side] / "model.safetensors").rename(folders[side] / "pytorch_model.bin")
+    message = refusal(OSError, lambda: PicoModel.from_vision_text_pretrained(**folders))
+    assert f"{side}' has no model.safetensors" in message
+
+
 def test_pickled_prototypes_are_refused_unopened(folder):
     (folder / "prototypes.safetensors").unlink()
     (folder / "prototypes.pt").write_bytes(pickle.dumps(MustNotRun()))

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.loading import split_config_kwargs
+from pico_hf.loading import check_source, split_config_kwargs
 from pico_hf.losses import LOSSES
 from pico_hf.model_files import StoredPicoModel
 from pico_hf.prototype_files import PicoPrototypes
@@ -137,8 +137,16 @@ class PicoModel(StoredPicoModel):
 
         Returns:
             The wrapped model. Its projections are untrained.
+
+        Raises:
+            OSError: If a path holds no tower that may be read.
+            ValueError: If a file is damaged or hostile.
         """
         pico, rest = split_config_kwargs(kwargs)
+        for side, path in (("vision", vision), ("text", text)):
+            own = {k.removeprefix(f"{side}_"): v for k, v in rest.items() if k.startswith(side)}
+            check_source(path, own)
+            rest[f"{side}_use_safetensors"] = True
         pair = VisionTextDualEncoderModel.from_vision_text_pretrained(
             os.fspath(vision), os.fspath(text), **rest
         )
