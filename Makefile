@@ -4,11 +4,12 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: help install demo format check test test-slow test-all
+.PHONY: help install demo encoders format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
 	@echo "make test      the fast tests, at most a minute once things are installed"
 	@echo "make test-slow the slow tests; make test-all: both"
+	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make check     lint, formatting, types"
 	@echo "make format    rewrite the files as check wants them"
 	@echo "make install   the package with all extras, editable"
@@ -26,6 +27,9 @@ test-slow: $(VENV)/.pico-test
 
 test-all: $(VENV)/.pico-test
 	$(BIN)/python -m pytest
+
+encoders: $(VENV)/.pico-test
+	$(BIN)/python tests/encoder_report.py
 
 check: $(VENV)/.pico-dev
 	$(BIN)/ruff check .

@@ -1,11 +1,12 @@
-"""Shared set-up: no network, one thread, quiet logs, and a bare bones trainer."""
+"""Shared set-up: no network, one thread, kernels without a GPU, and a bare bones trainer."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if os.environ.setdefault("CUDA_VISIBLE_DEVICES", "") == "":
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run on the CPU, step by step
 
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def make_trainer(tmp_path: Path):
             PicoTrainingArguments(output_dir=str(tmp_path / folder), **{**args, **knobs}),
             train_dataset=tiny_rows(images),
             eval_dataset=tiny_rows(dev),
-            processing_class=tiny_processor(),
+            processing_class=tiny_processor(encoder),
         )
 
     return build

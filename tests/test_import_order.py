@@ -15,6 +15,8 @@ CORE = (
     "packing",
     "late_interaction",
     "interaction_gradient",
+    "fused_kernels",
+    "fused_interaction",
     "similarity",
     "semantic",
     "prototypes",
@@ -25,7 +27,11 @@ CORE = (
 ORDER = (
     *CORE,
     "configuration_pico",
+    "encoder_features",
+    "encoder_spec",
+    "encoder_table",
     "encoders",
+    "encoder_check",
     "checked_files",
     "prototype_files",
     "remote_code",
@@ -45,7 +51,7 @@ ORDER = (
     "lora",
     "__init__",
 )
-CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "pico_hf"}
+CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "triton", "pico_hf"}
 
 
 def parse(module: str) -> ast.Module:

@@ -7,74 +7,21 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
-    BertConfig,
-    CLIPConfig,
     CLIPModel,
-    CLIPVisionConfig,
-    DeiTConfig,
-    Dinov2Config,
-    Dinov2WithRegistersConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    SiglipConfig,
-    SiglipModel,
-    SwinConfig,
-    Swinv2Config,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
     VisionTextDualEncoderProcessor,
-    ViTConfig,
 )
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 37,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-VISION = {**SMALL, "image_size": 32, "patch_size": 8}
-SWIN = {
-    "image_size": 32,
-    "patch_size": 2,
-    "embed_dim": 8,
-    "depths": [1, 1],
-    "num_heads": [2, 2],
-    "window_size": 2,
-}
+from tiny_encoders import BUILDERS
+
 WORDS = ["red", "green", "blue", "white", "big", "small", "square", "disc", "a", "on"]
 
 
 def tiny_clip() -> CLIPModel:
-    text = {**SMALL, "vocab_size": 20, "max_position_embeddings": 32, "eos_token_id": 2}
-    text |= {"bos_token_id": 1, "pad_token_id": 2}
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16))
-
-
-def tiny_siglip() -> SiglipModel:
-    text = {**SMALL, "vocab_size": 20, "max_position_embeddings": 64, "pad_token_id": 2}
-    text |= {"bos_token_id": 1, "eos_token_id": 2}
-    return SiglipModel(SiglipConfig(text_config=text, vision_config=VISION))
-
-
-def _pair(vision) -> VisionTextDualEncoderModel:
-    text = BertConfig(**SMALL, vocab_size=20)
-    return VisionTextDualEncoderModel(
-        VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=16)
-    )
-
-
-BUILDERS = {
-    "clip": tiny_clip,
-    "siglip": tiny_siglip,
-    "vit+bert": lambda: _pair(ViTConfig(**VISION)),
-    "deit+bert": lambda: _pair(DeiTConfig(**VISION)),
-    "swin+bert": lambda: _pair(SwinConfig(**SWIN)),
-    "swinv2+bert": lambda: _pair(Swinv2Config(**SWIN)),
-    "dinov2+bert": lambda: _pair(Dinov2Config(**VISION)),
-    "dinov2-registers+bert": lambda: _pair(Dinov2WithRegistersConfig(**VISION)),
-    "clip-vision+bert": lambda: _pair(CLIPVisionConfig(**VISION)),
-}
+    return BUILDERS["clip"]()
 
 
 def tiny_encoder(name: str = "clip", seed: int = 0) -> PreTrainedModel:
@@ -98,7 +45,7 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
     return model
 
 
-def tiny_inputs(batch: int = 3, words: int = 5) -> dict[str, torch.Tensor]:
+def tiny_inputs(batch: int = 3, words: int = 5, encoder: str = "clip") -> dict[str, torch.Tensor]:
     """Random pictures and texts `BOS … EOS pad` of different lengths."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 13, (batch, words + 2), generator=generator)
@@ -108,12 +55,28 @@ def tiny_inputs(batch: int = 3, words: int = 5) -> dict[str, torch.Tensor]:
         end = words + 1 - row % 3
         ids[row, end:] = 2
         mask[row, end + 1 :] = 0
-    pixels = torch.randn(batch, 3, 32, 32, generator=generator)
-    return {"pixel_values": pixels, "input_ids": ids, "attention_mask": mask}
+    texts = {"input_ids": ids, "attention_mask": mask}
+    if encoder == "siglip2":
+        return {**naflex_images([(4, 4), (2, 3), (5, 3)] * batch, batch), **texts}
+    return {"pixel_values": torch.randn(batch, 3, 32, 32, generator=generator), **texts}
 
 
-def tiny_processor() -> VisionTextDualEncoderProcessor:
-    """A word-level tokenizer with BOS 1, EOS = pad 2, and 32-pixel pictures."""
+def naflex_images(
+    grids: list[tuple[int, int]], batch: int, padding: int = 0
+) -> dict[str, torch.Tensor]:
+    """Random pictures of 8-pixel patches, one grid each, padded to the longest and then some."""
+    shapes = torch.tensor(grids[:batch])
+    lengths = shapes.prod(dim=1)
+    longest = int(lengths.max())
+    pixels = torch.randn(batch, longest, 3 * 8 * 8, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(longest + padding) < lengths.unsqueeze(1)).long()
+    more = torch.zeros(batch, padding, 3 * 8 * 8)
+    pixels = torch.cat([pixels, more], dim=1) * mask.unsqueeze(-1)
+    return {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+
+
+def tiny_processor(encoder: str = "clip") -> VisionTextDualEncoderProcessor:
+    """A word-level tokenizer with BOS 1, EOS = pad 2, and pictures as the encoder takes them."""
     vocab = {"[UNK]": 0, "[BOS]": 1, "[EOS]": 2} | {w: i + 3 for i, w in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -129,6 +92,8 @@ def tiny_processor() -> VisionTextDualEncoderProcessor:
         model_max_length=16,
     )
     images = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    if encoder == "siglip2":
+        images = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=20)
     return VisionTextDualEncoderProcessor(images, fast)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel
 
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoders import register_encoder
+from pico_hf.encoder_table import register_encoder
 from pico_hf.modeling_pico import PicoModel, PicoOutput
 from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.similarity import TokenFeatures

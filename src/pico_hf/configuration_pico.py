@@ -53,6 +53,9 @@ class PicoConfig(PreTrainedConfig):
         feedback_temperature: τ of the normalised gain, 1/κ of the gated EMA, in rSum points, > 0.
         fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
             1 - α_max of `fusion="gated_ema"`.
+        fallback_widths: Widths of image hidden states, text hidden states and common space, if
+            the model learns projections for an architecture without token features of its own.
+            `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
         loss: Training loss, a key of `pico_hf.losses.LOSSES`.
         margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
         kwargs: What every `PreTrainedConfig` takes.
@@ -80,6 +83,7 @@ class PicoConfig(PreTrainedConfig):
     fusion_momentum: float = 0.9
     loss: str = "hinge"
     margin: float = 0.2
+    fallback_widths: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Refuses unknown keys and values out of range, then builds the encoder's config."""
@@ -98,6 +102,11 @@ class PicoConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
         if not 0 <= self.fusion_momentum < 1:
             raise ValueError(f"`fusion_momentum` must be in [0, 1), got {self.fusion_momentum!r}.")
+        if self.fallback_widths is not None and len(self.fallback_widths) != 3:
+            raise ValueError(
+                "`fallback_widths` must be three widths (image, text, common space), got "
+                f"{self.fallback_widths!r}."
+            )
         _one_of("estimator", self.estimator, ESTIMATORS)
         _one_of("combination", self.combination, COMBINATIONS)
         _one_of("fusion", self.fusion, FUSION_RULES)

@@ -1,156 +1,83 @@
-"""How a Hugging Face dual encoder yields token features and masks: one table, one path, one check.
+"""The path from a Hugging Face dual encoder's hidden states to token features and masks.
 
-tokens = steps(last_hidden_state without prefix tokens). The same steps must reproduce the encoder's
-own `pooler_output`, which `check_encoder` verifies whenever a model is wrapped.
+tokens = steps(last_hidden_state without prefix tokens), by the encoder's row in
+`pico_hf.encoder_table`. `pico_hf.encoder_check` verifies a row whenever a model is wrapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoder_table import encoder_class, table_row
 from pico_hf.similarity import TokenFeatures
 
-TOLERANCE = 1e-4
+# Learned projections of an architecture without a row: a submodule of the encoder, so that all that
+# saves, freezes or adapts parameters finds them like any other.
+FALLBACK = "pico_projection"
+_FALLBACK_SPEC = EncoderSpec(
+    TokenMap((Step(f"{FALLBACK}.image"),)),
+    TokenMap((Step(f"{FALLBACK}.text"),)),
+    logit_scale=None,
+)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One module on the way from a hidden state to the common space.
-
-    Attributes:
-        path: Dotted path of the module inside the encoder.
-        pools: True for a module that turns a sequence into one vector (a CLS pooler, an attention
-            pool): it is applied to one-token sequences.
-    """
-
-    path: str
-    pools: bool = False
-
-
-@dataclass(frozen=True)
-class TokenMap:
-    """One side of an architecture.
-
-    Attributes:
-        steps: Modules applied to every token, in order.
-        pooled_by: Where `pooler_output` comes from: `"token"` (one of the tokens: CLS or EOS),
-            `"mean"` (of the tokens after the prefix), `"attention"` (a pooling step).
-        prefix: Tokens before the first patch or word (CLS, registers, BOS).
-        suffix: Tokens after the last word (EOS, SEP); texts only.
-        registers: Name of a vision config entry with further prefix tokens.
-        pad_is_special: The tower attends to its padding and pads with a special token (SigLIP):
-            without an attention mask the words are what is not the pad token.
-    """
-
-    steps: tuple[Step, ...]
-    pooled_by: str = "token"
-    prefix: int = 0
-    suffix: int = 0
-    registers: str | None = None
-    pad_is_special: bool = False
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One row of the table.
-
-    Attributes:
-        image: The image side.
-        text: The text side.
-        logit_scale: Attribute with the logarithm of the scale, None if there is none.
-        logit_bias: Attribute with the bias, None if there is none.
-    """
-
-    image: TokenMap
-    text: TokenMap
-    logit_scale: str | None = "logit_scale"
-    logit_bias: str | None = None
-
-
-_VISUAL, _TEXTUAL = Step("visual_projection"), Step("text_projection")
-_CLIP_IMAGE = TokenMap((Step("vision_model.post_layernorm"), _VISUAL), prefix=1)
-_EOS_TEXT = TokenMap((_TEXTUAL,), prefix=1, suffix=1)
-_POOLER_TEXT = TokenMap((Step("text_model.pooler", pools=True), _TEXTUAL), prefix=1, suffix=1)
-
-
-def _pair(image: TokenMap) -> EncoderSpec:
-    return EncoderSpec(image, _POOLER_TEXT)
-
-
-ENCODERS: dict[str, EncoderSpec] = {
-    "clip": EncoderSpec(_CLIP_IMAGE, _EOS_TEXT),
-    "metaclip_2": EncoderSpec(_CLIP_IMAGE, _EOS_TEXT),
-    "chinese_clip": EncoderSpec(_CLIP_IMAGE, _EOS_TEXT),
-    "siglip": EncoderSpec(
-        TokenMap((Step("vision_model.head", pools=True),), pooled_by="attention"),
-        TokenMap((Step("text_model.head"),), suffix=1, pad_is_special=True),
-        logit_bias="logit_bias",
-    ),
-    "vision-text-dual-encoder/vit": _pair(
-        TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=1)
-    ),
-    "vision-text-dual-encoder/deit": _pair(
-        TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=2)
-    ),
-    "vision-text-dual-encoder/swin": _pair(TokenMap((_VISUAL,), pooled_by="mean")),
-    "vision-text-dual-encoder/swinv2": _pair(TokenMap((_VISUAL,), pooled_by="mean")),
-    "vision-text-dual-encoder/dinov2": _pair(TokenMap((_VISUAL,), prefix=1)),
-    "vision-text-dual-encoder/dinov2_with_registers": _pair(
-        TokenMap((_VISUAL,), prefix=1, registers="num_register_tokens")
-    ),
-    "vision-text-dual-encoder/clip_vision_model": _pair(_CLIP_IMAGE),
-}
-
-
-def register_encoder(model_type: str, spec: EncoderSpec) -> None:
-    """Adds an architecture, or replaces one.
-
-    Args:
-        model_type: `config.model_type`, for a VisionTextDualEncoder with `/` and the vision
-            config's `model_type`.
-        spec: Its row.
-    """
-    ENCODERS[model_type] = spec
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights."""
+    chosen = encoder_class(config.model_type, config.architectures)
+    return (AutoModel.from_config if chosen is AutoModel else chosen._from_config)(config)
 
 
 def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
-    """The row of an encoder's architecture.
+    """The row that applies to an encoder: the table's, or that of learned projections.
 
     Raises:
-        ValueError: If it has none; names the architectures that have.
+        ValueError: If there is none; names the architectures that have one.
     """
-    key = encoder.config.model_type
-    if key == "vision-text-dual-encoder":
-        key = f"{key}/{encoder.config.vision_config.model_type}"
-    if key not in ENCODERS:
-        raise ValueError(
-            f"`encoder` must be a vision-text dual encoder with token features, got model_type "
-            f"{key!r}. Supported: {', '.join(sorted(ENCODERS))}. Describe another one with "
-            "`pico_hf.register_encoder`."
-        )
-    return ENCODERS[key]
+    return _FALLBACK_SPEC if hasattr(encoder, FALLBACK) else table_row(encoder)
 
 
-def image_hidden_states(encoder: PreTrainedModel, **inputs: Any) -> TokenFeatures:
+def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) -> None:
+    """Gives an encoder untrained projections of its own, which take the place of its row.
+
+    Args:
+        encoder: The encoder, changed in place.
+        widths: Widths of image hidden states, text hidden states and the common space.
+    """
+    image, text, columns = widths
+    heads = {
+        "image": nn.Linear(image, columns, bias=False),
+        "text": nn.Linear(text, columns, bias=False),
+    }
+    encoder.add_module(FALLBACK, nn.ModuleDict(heads).to(encoder.device, encoder.dtype))
+
+
+def image_hidden_states(
+    encoder: PreTrainedModel, *, pixel_values: Tensor, **inputs: Any
+) -> TokenFeatures:
     """The vision tower's output for every patch, before any projection.
 
     Args:
         encoder: The dual encoder.
-        inputs: `pixel_values` and what else the tower takes.
+        pixel_values: Pictures, or sequences of patches for NaFlex towers.
+        inputs: What else the tower takes.
 
     Returns:
-        (images, patches, hidden); prefix tokens are gone, every patch is real.
+        (images, patches, hidden) without prefix tokens, with the mask of real patches.
     """
-    hidden = _last_hidden_state(encoder.get_image_features(**inputs), encoder, "image")
-    patches = hidden[:, _prefix(encoder) :]
+    row = encoder_spec(encoder).image
+    out = image_output(encoder, pixel_values=pixel_values.to(encoder.dtype), **inputs)
+    patches = last_hidden_state(out, encoder, "image")[:, prefix_length(encoder) :]
     real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    if row.real_patches and inputs.get(row.real_patches) is not None:
+        real = inputs[row.real_patches].bool()
     return TokenFeatures(patches, real)
 
 
@@ -176,8 +103,8 @@ def text_hidden_states(
         (texts, tokens, hidden) with the mask of words.
     """
     attention = {} if attention_mask is None else {"attention_mask": attention_mask}
-    out = encoder.get_text_features(input_ids=input_ids, **attention, **inputs)
-    hidden = _last_hidden_state(out, encoder, "text")
+    out = text_output(encoder, input_ids=input_ids, **attention, **inputs)
+    hidden = last_hidden_state(out, encoder, "text")
     if word_mask is not None:
         words = word_mask.bool()
     else:
@@ -189,26 +116,39 @@ def project_image_tokens(
     encoder: PreTrainedModel, hidden: Float[Tensor, "images patches hidden"]
 ) -> Float[Tensor, "images patches columns"]:
     """Every patch in the common space, not normalised."""
-    return _apply_steps(encoder, encoder_spec(encoder).image.steps, hidden)
+    return apply_steps(encoder, encoder_spec(encoder).image.steps, hidden)
 
 
 def project_text_tokens(
     encoder: PreTrainedModel, hidden: Float[Tensor, "texts words hidden"]
 ) -> Float[Tensor, "texts words columns"]:
     """Every word in the common space, not normalised."""
-    return _apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
+    return apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
 
 
 def projection_parameters(encoder: PreTrainedModel) -> list[str]:
     """Names of the encoder's parameters that are applied after the hidden states."""
-    spec = encoder_spec(encoder)
-    modules = [step.path + "." for side in (spec.image, spec.text) for step in side.steps]
-    return [name for name, _ in encoder.named_parameters() if name.startswith(tuple(modules))]
+    modules = tuple(f"{step.path}." for step in _steps(encoder))
+    return [name for name, _ in encoder.named_parameters() if name.startswith(modules)]
+
+
+def keep_batch_statistics(encoder: PreTrainedModel) -> None:
+    """Puts projections with a BatchNorm in eval mode.
+
+    Their statistics are those of pooled vectors. Batches of tokens would replace them by others,
+    and would let padding into the scores.
+    """
+    for step in _steps(encoder):
+        if step.flat:
+            encoder.get_submodule(step.path).eval()
 
 
 def embedding_dim(encoder: PreTrainedModel) -> int:
     """D, the number of columns of the common space."""
-    last = encoder.get_submodule(encoder_spec(encoder).text.steps[-1].path)
+    row = encoder_spec(encoder).text
+    if not row.steps:
+        return tower_config(encoder, row, "text").hidden_size
+    last = encoder.get_submodule(row.steps[-1].path)
     linears = [module for module in last.modules() if isinstance(module, nn.Linear)]
     return linears[-1].out_features
 
@@ -217,67 +157,46 @@ def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
     """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
     spec = encoder_spec(encoder)
     scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else 0.0
+    if spec.temperature:
+        scale = -math.log(getattr(encoder, spec.temperature).item())
     return scale, getattr(encoder, spec.logit_bias).item() if spec.logit_bias else None
 
 
-@torch.no_grad()
-def check_encoder(encoder: PreTrainedModel) -> None:
-    """Verifies on a dummy batch that the token map reproduces the encoder's pooled features.
-
-    Raises:
-        ValueError: If it does not: the table's row does not fit this encoder.
-    """
-    spec = encoder_spec(encoder)
-    training = encoder.training
-    encoder.eval()
-    try:
-        _check_side(
-            encoder, "image", spec.image, encoder.get_image_features, _dummy_images(encoder)
-        )
-        _check_side(encoder, "text", spec.text, encoder.get_text_features, _dummy_texts(encoder))
-    finally:
-        encoder.train(training)
+def image_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
+    """What the image side gives: `last_hidden_state`, and the projected `pooler_output`."""
+    features = encoder_spec(encoder).image.features
+    return features(encoder, **inputs) if features else encoder.get_image_features(**inputs)
 
 
-def _check_side(
-    encoder: PreTrainedModel,
-    side: str,
-    row: TokenMap,
-    features: Callable[..., Any],
-    inputs: dict[str, Tensor],
-) -> None:
-    out = features(**inputs)
-    hidden = _last_hidden_state(out, encoder, side)
-    if row.pooled_by == "attention":
-        pooled = encoder.get_submodule(row.steps[0].path)(hidden)
-        pooled = _apply_steps(encoder, row.steps[1:], pooled.unsqueeze(1))
-    else:
-        pooled = _apply_steps(encoder, row.steps, hidden)
-        if row.pooled_by == "mean":
-            pooled = pooled.mean(dim=1, keepdim=True)
-    difference = (pooled - out.pooler_output.unsqueeze(1)).float().abs().amax(dim=-1)
-    worst = float(difference.amin(dim=1).max())  # the pooled token is one of the row's tokens
-    if not worst <= TOLERANCE * max(1.0, float(out.pooler_output.float().abs().max())):
-        raise ValueError(
-            f"The {side} tokens of {type(encoder).__name__} do not reproduce its pooled features "
-            f"(largest difference {worst:.2g}). Its row in the encoder table does not fit; "
-            "describe it with `pico_hf.register_encoder`."
-        )
+def text_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
+    """What the text side gives, likewise."""
+    features = encoder_spec(encoder).text.features
+    return features(encoder, **inputs) if features else encoder.get_text_features(**inputs)
 
 
-def _apply_steps(encoder: PreTrainedModel, steps: tuple[Step, ...], hidden: Tensor) -> Tensor:
+def apply_steps(encoder: PreTrainedModel, steps: Sequence[Step], hidden: Tensor) -> Tensor:
+    """Takes (rows, tokens, hidden) through modules, token by token."""
+    rows, tokens = hidden.shape[:2]
     for step in steps:
         module = encoder.get_submodule(step.path)
         if step.pools:
-            rows, tokens = hidden.shape[:2]
             hidden = module(hidden.reshape(rows * tokens, 1, -1)).reshape(rows, tokens, -1)
+        elif step.flat:
+            hidden = module(hidden.reshape(rows * tokens, -1)).reshape(rows, tokens, -1)
         else:
             hidden = module(hidden)
     return hidden
 
 
-def _last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:
+def last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:
+    """(rows, tokens, hidden) of an output; the cells of a convolution's map are its tokens.
+
+    Raises:
+        ValueError: If there is no such thing.
+    """
     hidden = getattr(out, "last_hidden_state", None)
+    if hidden is not None and hidden.ndim == 4:
+        hidden = hidden.flatten(2).transpose(1, 2)  # (rows, channels, height, width) before
     if hidden is None or hidden.ndim != 3:
         raise ValueError(
             f"{type(encoder).__name__} gives no {side} token features: `last_hidden_state` is "
@@ -287,10 +206,21 @@ def _last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:
     return hidden
 
 
-def _prefix(encoder: PreTrainedModel) -> int:
+def prefix_length(encoder: PreTrainedModel) -> int:
+    """Tokens before the first patch."""
     row = encoder_spec(encoder).image
-    registers = getattr(encoder.config.vision_config, row.registers) if row.registers else 0
-    return row.prefix + registers
+    config = tower_config(encoder, row, "vision")
+    return row.prefix + (getattr(config, row.registers) if row.registers else 0)
+
+
+def tower_config(encoder: PreTrainedModel, row: TokenMap, side: str) -> PreTrainedConfig:
+    """The config of the `"vision"` or the `"text"` tower that a row describes."""
+    return getattr(encoder.config, row.config or f"{side}_config")
+
+
+def _steps(encoder: PreTrainedModel) -> tuple[Step, ...]:
+    spec = encoder_spec(encoder)
+    return (*spec.image.steps, *spec.text.steps)
 
 
 def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -299,8 +229,7 @@ def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor |
     if attention_mask is not None:
         attended = attention_mask.bool()
     elif row.pad_is_special:
-        words = input_ids != encoder.config.text_config.pad_token_id
-        return torch.where(words.any(dim=1, keepdim=True), words, True)
+        return _before_padding(input_ids, tower_config(encoder, row, "text").pad_token_id)
     else:
         attended = torch.ones_like(input_ids, dtype=torch.bool)
     position = attended.long().cumsum(dim=1)
@@ -309,19 +238,11 @@ def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor |
     return torch.where(words.any(dim=1, keepdim=True), words, attended)
 
 
-def _dummy_images(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    config = encoder.config.vision_config
-    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator)
-    return {"pixel_values": pixels.to(encoder.device, encoder.dtype)}
+def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
+    """What is neither the config's pad token nor part of a run of one token at the end.
 
-
-def _dummy_texts(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    """Two texts that end in EOS, so that towers which pool there find it."""
-    config = encoder.config.text_config
-    eos = getattr(config, "eos_token_id", None)
-    last = eos if isinstance(eos, int) and 0 <= eos < config.vocab_size else 2
-    body = 1 if last != 1 else 0
-    ids = torch.tensor([[body, body, last], [body, body + 2, last]], device=encoder.device)
-    return {"input_ids": ids.clamp(max=config.vocab_size - 1)}
+    SigLIP 2's vocabulary pads with another token than its configs name, which is its EOS.
+    """
+    run = (input_ids == input_ids[:, -1:]).flip(1).cumprod(dim=1).flip(1).bool()
+    words = (input_ids != pad) & ~(run & (run.sum(dim=1, keepdim=True) > 1))
+    return torch.where(words.any(dim=1, keepdim=True), words, True)

@@ -24,14 +24,14 @@ def split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         (what goes to PicoConfig, the rest).
     """
     own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
-    own.discard("encoder_config")
+    own = own - {"encoder_config", "fallback_widths"} | {"fallback_projection"}
     # A key that looks like one of ours goes to PicoConfig, which says what it should have been.
     ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
     pico = {key: value for key, value in kwargs.items() if key in ours}
     return pico, {key: value for key, value in kwargs.items() if key not in ours}
 
 
-def check_source(path: str | os.PathLike, options: dict[str, Any]) -> str:
+def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
     """Looks at a folder or repository before anything is built from it.
 
     Args:
@@ -39,7 +39,7 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> str:
         options: The caller's keywords.
 
     Returns:
-        The `model_type` of its configuration.
+        Its raw configuration.
 
     Raises:
         OSError: If there is no config.json, no weights that may be read, or no access.
@@ -67,7 +67,7 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> str:
     shapes = check_model_files(path, options, config.get("transformers_weights"))
     if model_type == PicoConfig.model_type:
         _check_prototypes({**config, **options}, shapes)
-    return model_type
+    return config
 
 
 def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
 from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoder_check import load_encoder
 from pico_hf.loading import check_source, safe_options, split_config_kwargs
 from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.remote_code import write_modules
@@ -53,8 +54,8 @@ class StoredPicoModel(PreTrainedModel):
             args: See `PreTrainedModel.from_pretrained`.
             prototypes: Prototypes saved alone for this very encoder: a folder, a Hub repository or
                 the live object. A Hub `token` is used for both repositories, a `revision` is not.
-            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] may be given
-                as well.
+            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
+                for another dual encoder, `fallback_projection` may be given as well.
 
         Returns:
             The model in eval mode.
@@ -62,26 +63,21 @@ class StoredPicoModel(PreTrainedModel):
         Raises:
             OSError: If the path holds no model that may be read.
             ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], if a
-                file is damaged or hostile, or if the prototypes do not fit the encoder.
+                file is damaged or hostile, if the checkpoint of another dual encoder lacks its
+                projections, or if the prototypes do not fit the encoder.
         """
         path = pretrained_model_name_or_path
         if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
             shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
             prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
-        try:
-            model_type = None if path is None else check_source(path, kwargs)
-        except NoSafetensorsError:
-            kwargs["revision"] = converted_revision(path, kwargs)
-            if kwargs["revision"] is None:
-                raise
-            model_type = check_source(path, kwargs)
-        own = cls.config_class.model_type
+        source = {} if path is None else _checked(path, kwargs)
+        foreign = source.get("model_type") not in (None, cls.config_class.model_type)
         with plain_errors(path or ""):
-            if kwargs.get("config") is None and not args and model_type not in (None, own):
+            if foreign and kwargs.get("config") is None and not args:
                 pico, rest = split_config_kwargs(kwargs)
-                encoder = AutoModel.from_pretrained(path, **safe_options(rest))
-                model = cls.from_encoder(encoder.eval(), **pico)
+                model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
             else:
+                kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
                 model = super().from_pretrained(path, *args, **safe_options(kwargs))
         if prototypes is not None:
             model.adopt_prototypes(prototypes)
@@ -155,3 +151,15 @@ class StoredPicoModel(PreTrainedModel):
         """
         super().register_for_auto_class(auto_class)
         cls.config_class.register_for_auto_class()
+
+
+def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
+    """The raw configuration; `revision` moves to the bot's conversion if that is all there is."""
+    try:
+        return check_source(path, options)
+    except NoSafetensorsError:
+        revision = converted_revision(path, options)
+        if revision is None:
+            raise
+        options["revision"] = revision
+        return check_source(path, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -9,22 +10,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    PreTrainedModel,
-    VisionTextDualEncoderModel,
-)
+from transformers import PreTrainedModel, VisionTextDualEncoderModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoder_check import check_encoder, fallback_widths
+from pico_hf.encoder_table import ENCODERS, architecture
 from pico_hf.loading import check_source, split_config_kwargs
 from pico_hf.losses import LOSSES
 from pico_hf.model_files import StoredPicoModel
 from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.semantic import column_weights
 from pico_hf.similarity import TokenFeatures, similarity
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -77,7 +78,10 @@ class PicoModel(StoredPicoModel):
     def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if encoder is None:
-            encoder = AutoModel.from_config(config.encoder_config)
+            encoder = encoders.build_encoder(config.encoder_config)
+        if config.fallback_widths:
+            encoders.add_fallback_projections(encoder, config.fallback_widths)
+        encoder.config.architectures = [type(encoder).__name__]  # what to build when it is loaded
         config.encoder_config = encoder.config
         self.encoder = encoder
         self.prototypes = PicoPrototypes(
@@ -100,11 +104,15 @@ class PicoModel(StoredPicoModel):
     # ---- building ------------------------------------------------------------------------
 
     @classmethod
-    def from_encoder(cls, encoder: PreTrainedModel, **config_kwargs: Any) -> PicoModel:
+    def from_encoder(
+        cls, encoder: PreTrainedModel, *, fallback_projection: bool = False, **config_kwargs: Any
+    ) -> PicoModel:
         """Wraps a live dual encoder; its weights and its features stay what they are.
 
         Args:
             encoder: A dual encoder of a supported or registered architecture.
+            fallback_projection: True accepts an architecture that is neither: its last hidden
+                states with new projections, which have to be trained before scores mean anything.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Returns:
@@ -114,7 +122,16 @@ class PicoModel(StoredPicoModel):
             ValueError: If the architecture is unknown, gives no token features, or if the token map
                 does not reproduce the encoder's own pooled features.
         """
-        encoders.check_encoder(encoder)
+        if fallback_projection and architecture(encoder) not in ENCODERS:
+            config_kwargs["fallback_widths"] = fallback_widths(encoder)
+            logger.warning(
+                "%s has no row in the encoder table: its common space of %d columns is untrained. "
+                "Train it before you use its scores.",
+                type(encoder).__name__,
+                config_kwargs["fallback_widths"][-1],
+            )
+        else:
+            check_encoder(encoder)
         model = cls(PicoConfig(encoder_config=encoder.config.to_dict(), **config_kwargs), encoder)
         log_scale, bias = encoders.logit_scale(encoder)
         with torch.no_grad():
@@ -193,8 +210,16 @@ class PicoModel(StoredPicoModel):
 
         Frozen towers stay in eval mode, so neither dropout nor batch statistics move and their
         hidden states can be cached.
+
+        Raises:
+            ValueError: If nothing comes after the hidden states.
         """
         trainable = set(encoders.projection_parameters(self.encoder))
+        if not trainable:
+            raise ValueError(
+                f"{type(self.encoder).__name__} has no projections after its towers: with frozen "
+                "towers nothing is left to train. Train the towers too, or adapt them by LoRA."
+            )
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(name in trainable)
         self._towers_frozen = True
@@ -205,6 +230,7 @@ class PicoModel(StoredPicoModel):
         super().train(mode)
         if getattr(self, "_towers_frozen", False):
             self.encoder.eval()
+        encoders.keep_batch_statistics(self.encoder)
         return self
 
     # ---- tokens, scores, loss ------------------------------------------------------------
@@ -234,6 +260,8 @@ class PicoModel(StoredPicoModel):
             Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
         """
         if image_hidden_states is None:
+            if pixel_values is None:
+                raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
             extras = {
                 "pixel_attention_mask": pixel_attention_mask,
                 "spatial_shapes": spatial_shapes,

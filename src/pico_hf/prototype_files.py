@@ -57,7 +57,7 @@ def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
         fp32, bf16 or fp16 shares at least one entry.
     """
     parameters = dict(encoder.named_parameters())
-    names = sorted(projection_parameters(encoder))
+    names = sorted(projection_parameters(encoder) or parameters)  # some towers end in one space
     half = (torch.bfloat16, torch.float16)
     stored = parameters[names[0]].dtype
     return {

@@ -1,7 +1,8 @@
 """This package's modules as files of a repository, for people who have not installed it.
 
 transformers loads custom code from a repository as a flat set of modules that import each other
-relatively; here they import each other absolutely, so the copies are rewritten.
+relatively, and fetches those that it sees in `from .name import`; here they import each other
+absolutely, so the copies are rewritten.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import os
 import re
 from pathlib import Path
 
-_IMPORT = re.compile(r"^(\s*)from (?:pico_hf)?\.(\w+) import", flags=re.MULTILINE)
-_MODULE_IMPORT = re.compile(r"^(\s*)from (?:pico_hf|\.) import (\w+)$", flags=re.MULTILINE)
+_IMPORT = re.compile(r"^([ \t]*)from (?:pico_hf)?\.(\w+) import", flags=re.MULTILINE)
+_MODULE_IMPORT = re.compile(
+    r"(?:^[ \t]*from \.\w+ import __name__ as _\n)?^([ \t]*)from (?:pico_hf|\.) import (\w+)$",
+    flags=re.MULTILINE,
+)
 
 
 def write_modules(folder: str | os.PathLike, entry: str = "modeling_pico") -> list[Path]:
@@ -36,7 +40,8 @@ def write_modules(folder: str | os.PathLike, entry: str = "modeling_pico") -> li
         waiting += sorted(needed - seen)
         seen |= needed
         path = Path(folder) / f"{name}.py"
-        text = _MODULE_IMPORT.sub(r"\1from . import \2", _IMPORT.sub(r"\1from .\2 import", text))
+        text = _IMPORT.sub(r"\1from .\2 import", text)
+        text = _MODULE_IMPORT.sub(r"\1from .\2 import __name__ as _\n\1from . import \2", text)
         path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
