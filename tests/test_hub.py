@@ -294,6 +294,7 @@ args = PicoTrainingArguments(
     output_dir="run", num_train_epochs=3, per_device_train_batch_size=8, learning_rate=1e-2,
     use_cpu=True, disable_tqdm=True, report_to="none", push_to_hub=True,
     hub_model_id="org/trained", hub_strategy=sys.argv[1], freeze_encoder=True,
+    load_best_model_at_end=False,  # the best one may be the first, whose weights are uniform
 )
 model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=16)
 trainer = PicoTrainer(
