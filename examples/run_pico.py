@@ -117,9 +117,9 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, float]]] = {}
     if args.do_train and data_args.compare_base:
         base_args = copy.copy(args)
-        base_args.output_dir = str(Path(args.output_dir) / "base")
+        base_args.output_dir = str(Path(args.output_dir) / "_base")
         base_args.feature_cache_dir = feature_cache(args)
-        base_args.refine_prototypes = False
+        base_args.refine_prototypes = base_args.push_to_hub = False
         base = PicoTrainer(copy.deepcopy(model), base_args, **data, processing_class=processor)
         base.train()
         add_results(results, "base", base, splits)
@@ -136,6 +136,8 @@ def main() -> None:
         )
     if args.do_train and args.do_eval:
         write_model_card(Path(args.output_dir), facts(trainer, results, model_args, data_args))
+        if args.push_to_hub:
+            trainer.push_to_hub()
     if results:
         print(f"\n{comparison_table(results)}\n")
     print(f"Model, prototypes, page and plots: {args.output_dir}")
@@ -214,8 +216,8 @@ def load(args: DataArguments, files: list[str] | None, split: str, columns: Any,
 
 
 def feature_cache(args: PicoTrainingArguments) -> str:
-    """One cache for both runs."""
-    return args.feature_cache_dir or str(Path(args.output_dir) / "feature_cache")
+    """One cache for both runs; names with an underscore are never pushed."""
+    return args.feature_cache_dir or str(Path(args.output_dir) / "_feature_cache")
 
 
 def add_results(

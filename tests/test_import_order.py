@@ -32,6 +32,11 @@ ORDER = (
     "encoder_table",
     "encoders",
     "encoder_check",
+    "checked_files",
+    "prototype_files",
+    "remote_code",
+    "loading",
+    "model_files",
     "modeling_pico",
     "data_loading",
     "data",
@@ -39,11 +44,11 @@ ORDER = (
     "feature_cache",
     "callbacks",
     "training_args",
-    "trainer",
-    "lora",
     "plots",
     "model_card",
-    "hub",
+    "publishing",
+    "trainer",
+    "lora",
     "__init__",
 )
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "triton", "pico_hf"}
@@ -103,6 +108,6 @@ def test_imports_are_found_inside_functions_and_not_in_type_checking_blocks():
     tree = ast.parse(
         "from typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from pico_hf.trainer import PicoTrainer\n"
-        "def late():\n    from pico_hf import losses\n    import pico_hf.hub\n"
+        "def late():\n    from pico_hf import losses\n    import pico_hf.plots\n"
     )
-    assert siblings(tree) == {"losses", "hub"}
+    assert siblings(tree) == {"losses", "plots"}

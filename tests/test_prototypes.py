@@ -12,7 +12,7 @@ from pico_hf.prototypes import (
     ESTIMATORS,
     FUSION_RULES,
     FusionState,
-    PicoPrototypes,
+    StylePrototypes,
     style_prototypes,
 )
 from pico_hf.semantic import column_statistics, standardise
@@ -121,8 +121,8 @@ def statistics(seed: int = 0, pairs: int = 6, columns: int = 10):
     return column_statistics(images, texts)
 
 
-def prototypes(**kwargs) -> PicoPrototypes:
-    return PicoPrototypes(10, 3, 6, **kwargs)
+def prototypes(**kwargs) -> StylePrototypes:
+    return StylePrototypes(10, 3, 6, **kwargs)
 
 
 def test_before_any_refinement_every_column_is_semantic():
@@ -218,7 +218,7 @@ def test_statistics_of_another_probe_set_are_refused():
 @pytest.mark.parametrize("number", [0, 11])
 def test_a_number_of_prototypes_out_of_range_is_refused(number):
     with pytest.raises(ValueError, match="`num_prototypes` must be between 1 and the 10 columns"):
-        PicoPrototypes(10, number, 6)
+        StylePrototypes(10, number, 6)
 
 
 def test_a_performance_that_is_no_number_is_refused():

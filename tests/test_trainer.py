@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pico_hf import PicoModel
 from pico_hf.data import ImageTextDataset
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
 from tiny import tiny_rows
@@ -56,6 +57,15 @@ def test_the_best_model_at_the_end_is_exactly_the_one_that_scored(make_trainer):
     trainer.train()
     assert trainer.state.best_metric == max(history(trainer, "eval_rsum"))
     assert trainer.evaluate()["eval_rsum"] == trainer.state.best_metric
+
+
+def test_a_trained_folder_loads_as_the_model_that_was_trained(make_trainer):
+    trainer = make_trainer(num_train_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    again = PicoModel.from_pretrained(trainer.args.output_dir)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("freeze", [False, True])

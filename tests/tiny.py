@@ -30,6 +30,21 @@ def tiny_encoder(name: str = "clip", seed: int = 0) -> PreTrainedModel:
     return BUILDERS[name]().eval()
 
 
+def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
+    """A wrapped tiny encoder whose column weights are not uniform."""
+    from pico_hf import PicoModel
+    from pico_hf.semantic import column_statistics
+
+    knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
+    model = PicoModel.from_encoder(tiny_encoder(encoder, seed), **knobs)
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        images = model.encode_images(inputs["pixel_values"])
+        texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+        model.prototypes.refine(column_statistics(images, texts))
+    return model
+
+
 def tiny_inputs(batch: int = 3, words: int = 5, encoder: str = "clip") -> dict[str, torch.Tensor]:
     """Random pictures and texts `BOS … EOS pad` of different lengths."""
     generator = torch.Generator().manual_seed(1)

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_table import register_encoder
 from pico_hf.modeling_pico import PicoModel, PicoOutput
-from pico_hf.prototypes import PicoPrototypes
+from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:

@@ -13,19 +13,24 @@ from pico_hf.losses import LOSSES
 from pico_hf.prototypes import ESTIMATORS, FUSION_RULES
 from pico_hf.semantic import COMBINATIONS
 
-# What `save_pretrained`, the Auto classes and the Hub add to a config.json besides our own fields.
+# What `save_pretrained`, the Auto classes, the Hub and the Trainer (the tokenizer's special tokens,
+# `use_cache`) add to a config.json besides our own fields.
 _BASE_KEYS = {
     "_commit_hash",
     "_name_or_path",
     "attn_implementation",
     "auto_map",
+    "bos_token_id",
+    "eos_token_id",
     "experts_implementation",
     "model_type",
     "name_or_path",
     "num_labels",
     "output_attentions",
+    "pad_token_id",
     "torch_dtype",
     "transformers_weights",
+    "use_cache",
 }
 
 

@@ -10,8 +10,11 @@ Importing this module needs triton; with TRITON_INTERPRET=1 the kernels run on a
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+try:  # for transformers "try" means that code fetched from a repository can do without it
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("The fused kernels need triton: `pip install triton`.") from error
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,10 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
     Returns:
         Path of the page.
     """
-    plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
-    if facts.iterations:
+    plots = find_spec("matplotlib") is not None  # an extra: a page without it has no pictures
+    if plots:
+        plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
+    if plots and facts.iterations:
         plot_iterations(facts.iterations, folder / "plots" / "iterations.png")
     weights = facts.column_weights.float()
     template = files("pico_hf").joinpath("model_card_template.md").read_text(encoding="utf-8")
@@ -93,6 +96,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         iterations=list(facts.iterations),
         arguments=dict(facts.arguments),
         command=facts.command,
+        plots=plots,
         base=facts.base_model or "a vision-text dual encoder",
         dataset=facts.dataset or "image-text pairs",
     )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, VisionTextDualEncoderModel
+from transformers import PreTrainedModel, VisionTextDualEncoderModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoder_check import check_encoder, fallback_widths, load_encoder
+from pico_hf.encoder_check import check_encoder, fallback_widths
 from pico_hf.encoder_table import ENCODERS, architecture
+from pico_hf.loading import check_source, split_config_kwargs
 from pico_hf.losses import LOSSES
-from pico_hf.prototypes import PicoPrototypes
+from pico_hf.model_files import StoredPicoModel
+from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.semantic import column_weights
 from pico_hf.similarity import TokenFeatures, similarity
 
@@ -48,7 +49,7 @@ class PicoOutput(ModelOutput):
     text_features: TokenFeatures | None = None
 
 
-class PicoModel(PreTrainedModel):
+class PicoModel(StoredPicoModel):
     """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
 
     The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
@@ -65,8 +66,6 @@ class PicoModel(PreTrainedModel):
             than columns.
     """
 
-    config: PicoConfig
-    config_class = PicoConfig
     base_model_prefix = "pico"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
@@ -95,6 +94,7 @@ class PicoModel(PreTrainedModel):
             feedback_temperature=config.feedback_temperature,
             fusion_momentum=config.fusion_momentum,
         )
+        self.prototypes.place_beside(encoder)
         # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.logit_bias = nn.Parameter(torch.zeros(()))
@@ -154,57 +154,20 @@ class PicoModel(PreTrainedModel):
 
         Returns:
             The wrapped model. Its projections are untrained.
+
+        Raises:
+            OSError: If a path holds no tower that may be read.
+            ValueError: If a file is damaged or hostile.
         """
-        pico, rest = _split_config_kwargs(kwargs)
+        pico, rest = split_config_kwargs(kwargs)
+        for side, path in (("vision", vision), ("text", text)):
+            own = {k.removeprefix(f"{side}_"): v for k, v in rest.items() if k.startswith(side)}
+            check_source(path, own)
+            rest[f"{side}_use_safetensors"] = True
         pair = VisionTextDualEncoderModel.from_vision_text_pretrained(
             os.fspath(vision), os.fspath(text), **rest
         )
         return cls.from_encoder(pair, **pico)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> PicoModel:
-        """Loads a Pico model, or loads any other dual encoder and wraps it.
-
-        The stock method would build a *randomly initialised* encoder from a plain CLIP repository
-        without saying so.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub repository.
-            args: See `PreTrainedModel.from_pretrained`.
-            kwargs: Likewise. Fields of [`PicoConfig`] and, for another dual encoder,
-                `fallback_projection` may be given as well.
-
-        Returns:
-            The model in eval mode.
-
-        Raises:
-            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], or
-                if the checkpoint of another dual encoder lacks its projections.
-        """
-        if kwargs.get("config") is None and not args:
-            config_dict = _peek_config(pretrained_model_name_or_path, kwargs)
-            if config_dict.get("model_type") != cls.config_class.model_type:
-                pico, rest = _split_config_kwargs(kwargs)
-                encoder = load_encoder(pretrained_model_name_or_path, config_dict, **rest)
-                return cls.from_encoder(encoder, **pico)
-        kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves weights, prototypes and configuration under the names the live modules have.
-
-        The original-format key names of some towers cannot be read back by
-        `Trainer(resume_from_checkpoint=…)`, which loads with `strict=False` and would lose those
-        weights in silence; so `save_original_format` is False here.
-
-        Args:
-            save_directory: Folder, created if need be.
-            kwargs: See `PreTrainedModel.save_pretrained`.
-        """
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -457,19 +420,3 @@ def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:
             "if it runs in half precision, try float32 or bfloat16."
         )
     return TokenFeatures(features, mask)
-
-
-def _split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
-    own = own - {"encoder_config", "fallback_widths"} | {"fallback_projection"}
-    # A key that looks like one of ours goes to PicoConfig, which says what it should have been.
-    ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
-    pico = {key: value for key, value in kwargs.items() if key in ours}
-    return pico, {key: value for key, value in kwargs.items() if key not in ours}
-
-
-def _peek_config(path: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The raw config.json, read with the caller's Hub options and before anything is built."""
-    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    options = {key: kwargs[key] for key in hub if key in kwargs}
-    return PreTrainedConfig.get_config_dict(os.fspath(path), **options)[0]

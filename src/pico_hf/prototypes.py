@@ -169,7 +169,7 @@ class Refinement:
     semantic_probability: Tensor
 
 
-class PicoPrototypes(nn.Module):
+class StylePrototypes(nn.Module):
     """Style prototypes of both modalities and the semantic probability they give.
 
     All state lives in persistent fp32 buffers, so that it is saved, loaded, resumed and pushed with
@@ -228,7 +228,7 @@ class PicoPrototypes(nn.Module):
         self.register_buffer("performance", torch.zeros(()))
         self.register_buffer("has_performance", torch.zeros((), dtype=torch.bool))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PicoPrototypes:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StylePrototypes:
         """Moves between devices but never casts: `.half()` would round the statistics for good."""
         exact = dict(self._buffers)
         super()._apply(fn, recurse)

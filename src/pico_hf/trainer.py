@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from pico_hf.callbacks import PrototypeFeedbackCallback
+from pico_hf.checked_files import check_safetensors
 from pico_hf.data import ImageTextDataset, PicoCollator
 from pico_hf.encoders import projection_parameters
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
 from pico_hf.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.publishing import copy_model_files, write_run_card
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training_args import PicoTrainingArguments
 
@@ -183,6 +185,48 @@ class PicoTrainer(Trainer):
             disable_tqdm=self.args.disable_tqdm,
         )
 
+    # ---- files ----------------------------------------------------------------------------
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Refuses damaged weights before the live model changes."""
+        for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
+            check_safetensors(file)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Adds the prototypes' own files, which peft does not know, to a saved adapter."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.pico_model is not self.model:
+            self.pico_model.save_prototypes(output_dir or self.args.output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Makes the pushed folder whole first: prototypes, page and plots of this very moment."""
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        skipped = running and not self.args.hub_always_push  # an upload is reading the folder
+        wanted = self.args.hub_strategy != HubStrategy.END and not skipped
+        if self.is_world_process_zero() and wanted:
+            copy_model_files(Path(checkpoint_folder), Path(self.args.output_dir))
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Writes a page with the run's numbers and plots; one written by somebody else stays.
+
+        Args:
+            model_name: Title.
+            kwargs: Of `Trainer.create_model_card`: `language`, `license` and `tags` are used.
+        """
+        if not self.is_world_process_zero():
+            return
+        metadata = {key: kwargs.get(key) or None for key in ("language", "license", "tags")}
+        best = not self.is_in_train and self.args.load_best_model_at_end
+        folder = Path(self.args.output_dir)
+        write_run_card(
+            folder, self.pico_model, self.args, self.state, best=best, name=model_name, **metadata
+        )
+
     # ---- training -------------------------------------------------------------------------
 
     def compute_loss(
@@ -228,7 +272,8 @@ class PicoTrainer(Trainer):
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
         if isinstance(rows, CachedImageTextDataset):
             return rows
-        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
+        # Names with an underscore are never pushed.
+        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "_feature_cache"
         return cache_token_features(self._split_encoder(), rows, Path(folder))
 
 

@@ -1,0 +1,165 @@
+"""A Pico model as files: loading with checks before anything is built, saving, the Hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoder_check import load_encoder
+from pico_hf.loading import check_source, safe_options, split_config_kwargs
+from pico_hf.prototype_files import PicoPrototypes
+from pico_hf.remote_code import write_modules
+
+SHARED_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
+HUB_ARGUMENTS = (
+    "repo_id",
+    "commit_message",
+    "commit_description",
+    "private",
+    "revision",
+    "create_pr",
+    "tags",
+)
+
+
+class StoredPicoModel(PreTrainedModel):
+    """The part of [`PicoModel`] that reads and writes folders and Hub repositories."""
+
+    config: PicoConfig
+    config_class = PicoConfig
+    encoder: PreTrainedModel
+    prototypes: PicoPrototypes
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        prototypes: str | os.PathLike | PicoPrototypes | None = None,
+        **kwargs: Any,
+    ) -> StoredPicoModel:
+        """Loads a Pico model, or loads any other dual encoder and wraps it.
+
+        The stock method would build a *randomly initialised* encoder from a plain CLIP repository
+        without saying so. Weights are read as safetensors only, and are checked before. Of a
+        repository with pickle files only, the conversion that the Hub's bot proposes is read.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub repository.
+            args: See `PreTrainedModel.from_pretrained`.
+            prototypes: Prototypes saved alone for this very encoder: a folder, a Hub repository or
+                the live object. A Hub `token` is used for both repositories, a `revision` is not.
+            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
+                for another dual encoder, `fallback_projection` may be given as well.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            OSError: If the path holds no model that may be read.
+            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], if a
+                file is damaged or hostile, if the checkpoint of another dual encoder lacks its
+                projections, or if the prototypes do not fit the encoder.
+        """
+        path = pretrained_model_name_or_path
+        if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
+            shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
+            prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
+        source = {} if path is None else _checked(path, kwargs)
+        foreign = source.get("model_type") not in (None, cls.config_class.model_type)
+        with plain_errors(path or ""):
+            if foreign and kwargs.get("config") is None and not args:
+                pico, rest = split_config_kwargs(kwargs)
+                model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
+            else:
+                kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
+                model = super().from_pretrained(path, *args, **safe_options(kwargs))
+        if prototypes is not None:
+            model.adopt_prototypes(prototypes)
+        return model
+
+    def adopt_prototypes(self, prototypes: PicoPrototypes) -> None:
+        """Takes prototypes that were saved alone; the model is unchanged if they do not fit.
+
+        Args:
+            prototypes: Made for this very encoder.
+
+        Raises:
+            ValueError: If they have another number of columns or another encoder's fingerprint.
+        """
+        prototypes.check_fit(self.encoder, len(self.semantic_probability))
+        prototypes.place_beside(self.encoder)
+        for name, value in prototypes.knobs.items():
+            setattr(self.config, name, value)
+        self.prototypes = prototypes.to(self.device)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves weights, prototypes and configuration under the names the live modules have.
+
+        The original-format key names of some towers cannot be read back by
+        `Trainer(resume_from_checkpoint=…)`, which loads with `strict=False` and would lose those
+        weights in silence; so `save_original_format` is False here. After `register_for_auto_class`
+        the folder holds the package's modules too.
+
+        Args:
+            save_directory: Folder, created if need be.
+            push_to_hub: True uploads as well, to `repo_id` or the folder's name.
+            kwargs: See `PreTrainedModel.save_pretrained`; with `push_to_hub` also its arguments.
+        """
+        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if push_to_hub and key in kwargs}
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            self.save_prototypes(save_directory)
+            if self._auto_class is not None:
+                write_modules(save_directory)
+        if push_to_hub:  # only now: the stock method would upload before these files are written
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def save_prototypes(self, save_directory: str | os.PathLike) -> None:
+        """Writes the prototypes' own files, with this encoder's fingerprint.
+
+        Args:
+            save_directory: Folder, created if need be.
+        """
+        self.prototypes.place_beside(self.encoder)  # a pickled copy has forgotten
+        self.prototypes.save_pretrained(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes; see `PreTrainedModel.push_to_hub`."""
+        kwargs.setdefault("tags", ["pico", "image-text-retrieval", "late-interaction"])
+        with plain_errors(repo_id):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """From now on saves the package's modules with the model.
+
+        Whoever has not installed the package loads such a repository by
+        `AutoModel.from_pretrained(repository, trust_remote_code=True)`; the configuration is
+        registered too, since their `AutoConfig` does not know it either.
+
+        Args:
+            auto_class: The Auto class that loads the model.
+        """
+        super().register_for_auto_class(auto_class)
+        cls.config_class.register_for_auto_class()
+
+
+def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
+    """The raw configuration; `revision` moves to the bot's conversion if that is all there is."""
+    try:
+        return check_source(path, options)
+    except NoSafetensorsError:
+        revision = converted_revision(path, options)
+        if revision is None:
+            raise
+        options["revision"] = revision
+        return check_source(path, options)
