@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,9 +251,26 @@ def facts(
         ],
         arguments={name: getattr(args, name) for name in shown} | {"loss": model.config.loss},
         command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
+        commit=commit(),
         base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,
-        dataset=data_args.dataset_name or "local files" if data_args.train_file else "emoji-styles",
+        dataset=dataset_name(data_args),
     )
+
+
+def dataset_name(args: DataArguments) -> str:
+    """The named data set, the folder of the training files, or the embedded drawings."""
+    if args.train_file:
+        return Path(args.train_file[0]).resolve().parent.name
+    return args.dataset_name or "emoji-styles"
+
+
+def commit() -> str:
+    """The checked-out commit of this script, empty outside a repository."""
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 if __name__ == "__main__":

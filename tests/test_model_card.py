@@ -42,6 +42,20 @@ def test_the_page_shows_base_beside_pico_with_the_command_that_made_them(tmp_pat
     assert "smallest 0.500, largest 1.500" in text
 
 
+def test_the_page_names_the_commit_if_it_is_known(tmp_path):
+    assert "at commit `abc123`" in write_model_card(tmp_path, facts(commit="abc123")).read_text()
+    assert "commit" not in write_model_card(tmp_path, facts()).read_text()
+
+
+def test_the_metadata_name_the_data_and_a_base_model_of_the_hub(tmp_path):
+    known = facts(base_model="openai/clip", dataset="Emoji styles")
+    data = ModelCard.load(write_model_card(tmp_path, known)).data
+    assert (data.base_model, data.datasets) == ("openai/clip", ["emoji-styles"])
+    assert (
+        ModelCard.load(write_model_card(tmp_path, facts(base_model="clip"))).data.base_model is None
+    )
+
+
 def test_the_metadata_carry_the_metrics_of_the_published_model(tmp_path):
     data = ModelCard.load(write_model_card(tmp_path, facts())).data
     assert data.pipeline_tag == "zero-shot-image-classification"

@@ -30,6 +30,7 @@ class ModelFacts:
         iterations: The trainer's log entries of refinements.
         arguments: Training arguments worth printing.
         command: The command that made the model.
+        commit: Commit of the code that ran it, empty if unknown.
         base_model: Repository or name of the wrapped encoder.
         dataset: Name of the training data.
     """
@@ -41,6 +42,7 @@ class ModelFacts:
     iterations: Sequence[dict[str, Any]] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    commit: str = ""
     base_model: str | None = None
     dataset: str | None = None
 
@@ -96,6 +98,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         iterations=list(facts.iterations),
         arguments=dict(facts.arguments),
         command=facts.command,
+        commit=facts.commit,
         plots=plots,
         base=facts.base_model or "a vision-text dual encoder",
         dataset=facts.dataset or "image-text pairs",
@@ -120,8 +123,11 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
         for split, models in facts.results.items()
         for metric, heading in (("i2t_r1", "i2t R@1"), ("t2i_r1", "t2i R@1"), ("rsum", "rSum"))
     ]
+    on_hub = facts.base_model is not None and facts.base_model.count("/") == 1
     return ModelCardData(
         model_name=facts.name,
+        base_model=facts.base_model if on_hub else None,
+        datasets=facts.dataset and [facts.dataset.lower().replace(" ", "-")],
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=["pico", "image-text-retrieval", "late-interaction"],
