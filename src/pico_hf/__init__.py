@@ -19,6 +19,7 @@ from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:
     from pico_hf.data import ImageTextDataset, PicoCollator
+    from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
@@ -29,6 +30,7 @@ _LAZY = {
     "PicoCollator": "pico_hf.data",
     "PicoTrainer": "pico_hf.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
+    "retrieval_metric_path": "pico_hf.evaluate_metric",
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "PicoTrainingArguments",
     "TokenFeatures",
     "register_encoder",
+    "retrieval_metric_path",
 ]
 
 AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)
