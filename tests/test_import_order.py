@@ -38,6 +38,8 @@ ORDER = (
     "loading",
     "model_files",
     "modeling_pico",
+    "image_files",
+    "columns",
     "data_loading",
     "data",
     "evaluation",
