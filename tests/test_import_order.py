@@ -42,6 +42,7 @@ ORDER = (
     "columns",
     "data_loading",
     "data",
+    "pipelines",
     "evaluation",
     "feature_cache",
     "callbacks",
