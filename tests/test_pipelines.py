@@ -3,7 +3,14 @@
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor, pipeline
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPProcessor,
+    Siglip2Processor,
+    SiglipProcessor,
+    pipeline,
+)
 
 import pico_hf
 from pico_hf import PicoCollator, PicoModel
@@ -150,3 +157,19 @@ def test_a_saved_folder_serves_auto_classes_and_pipelines(encoder, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "by hand")
     batch = PicoCollator(processor, config=again.config)([{"image": IMAGES[0], "caption": "red"}])
     assert torch.isfinite(again(**batch).logits_per_image).all()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind"),
+    [("clip", CLIPProcessor), ("siglip", SiglipProcessor), ("siglip2", Siglip2Processor)],
+)
+def test_the_encoders_own_processor_comes_back_from_a_saved_folder(encoder, kind, tmp_path):
+    model, given = parts(encoder)
+    model.save_pretrained(tmp_path)
+    kind(given["image_processor"], given["tokenizer"]).save_pretrained(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert type(processor) is kind
+    rows = [{"image": IMAGES[0], "caption": "red disc"}]
+    by_name = PicoCollator(processor)(rows)
+    for name, value in PicoCollator(processor, config=model.config)(rows).items():
+        torch.testing.assert_close(by_name[name], value)
