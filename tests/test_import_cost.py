@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-COSTLY = ("transformers.trainer", "peft", "evaluate", "datasets", "matplotlib")
+COSTLY = (
+    "transformers.trainer",
+    "peft",
+    "evaluate",
+    "datasets",
+    "matplotlib",
+    "transformers.pipelines",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_table import register_encoder
@@ -19,6 +19,11 @@ from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:
     from pico_hf.data import ImageTextDataset, PicoCollator
+    from pico_hf.evaluate_metric import retrieval_metric_path
+    from pico_hf.pipelines import (
+        PicoImageFeatureExtractionPipeline,
+        PicoZeroShotImageClassificationPipeline,
+    )
     from pico_hf.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
@@ -27,25 +32,32 @@ __version__ = "0.1.0"
 _LAZY = {
     "ImageTextDataset": "pico_hf.data",
     "PicoCollator": "pico_hf.data",
+    "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
     "PicoTrainer": "pico_hf.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
+    "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
+    "retrieval_metric_path": "pico_hf.evaluate_metric",
 }
 
 __all__ = [
     "ImageTextDataset",
     "PicoCollator",
     "PicoConfig",
+    "PicoImageFeatureExtractionPipeline",
     "PicoModel",
     "PicoOutput",
     "PicoPrototypes",
     "PicoTrainer",
     "PicoTrainingArguments",
+    "PicoZeroShotImageClassificationPipeline",
     "TokenFeatures",
     "register_encoder",
+    "retrieval_metric_path",
 ]
 
 AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)
 AutoModel.register(PicoConfig, PicoModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(PicoConfig, PicoModel, exist_ok=True)
 
 
 def __getattr__(name: str) -> Any:

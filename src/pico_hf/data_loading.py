@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
-import io
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
-from PIL import Image, UnidentifiedImageError
+
+from pico_hf.columns import (
+    IMAGE_NAMES,
+    empty_caption,
+    find_caption_column,
+    find_image_column,
+    require_column,
+    texts_of,
+)
+from pico_hf.image_files import image_problem, is_url
 
 logger = logging.getLogger(__name__)
 
-IMAGE_NAMES = ("image", "img", "picture", "photo", "image_path", "file_name")
-CAPTION_NAMES = (
-    "captions",
-    "caption",
-    "text",
-    "texts",
-    "label",
-    "sentences",
-    "sentence",
-    "description",
-)
 COLUMNS = ["image", "captions", "image_id", "gallery"]
 BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
@@ -110,7 +106,10 @@ def _resolve_paths(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
     ]
 
     def resolve(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {name: [str(folder / value) for value in batch[name]] for name in paths}
+        return {
+            name: [value if is_url(value) else str(folder / value) for value in batch[name]]
+            for name in paths
+        }
 
     if paths:
         rows = rows.map(resolve, batched=True, keep_in_memory=True, desc="Resolving image paths")
@@ -142,8 +141,9 @@ def checked_rows(
     Raises:
         ValueError: See [`load_image_text`].
     """
-    image_column = image_column or _find_image_column(rows)
-    caption_column = caption_column or _find_column(rows, "caption_column", CAPTION_NAMES)
+    _check_kind(rows)
+    image_column = image_column or find_image_column(rows)
+    caption_column = caption_column or find_caption_column(rows)
     named = {
         "image_column": image_column,
         "caption_column": caption_column,
@@ -152,7 +152,7 @@ def checked_rows(
     }
     for argument, name in named.items():
         if name is not None:
-            _require_column(rows, argument, name)
+            require_column(rows.column_names, argument, name)
     captions = [_captions(row, value) for row, value in enumerate(rows[caption_column])]
     ids = rows[image_id_column] if image_id_column else range(len(rows))
     galleries = rows[gallery_column] if gallery_column else [""] * len(rows)
@@ -168,38 +168,24 @@ def checked_rows(
     return checked if len(good) == len(checked) else checked.select(good)
 
 
-def _find_image_column(rows: datasets.Dataset) -> str:
-    typed = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    return typed[0] if typed else _find_column(rows, "image_column", IMAGE_NAMES)
-
-
-def _find_column(rows: datasets.Dataset, argument: str, names: tuple[str, ...]) -> str:
-    for name in names:
-        if name in rows.column_names:
-            return name
-    raise ValueError(
-        f"`{argument}` could not be found. The columns there are: {', '.join(rows.column_names)}. "
-        f"Name one with `{argument}`."
-    )
-
-
-def _require_column(rows: datasets.Dataset, argument: str, name: str) -> None:
-    if name not in rows.column_names:
-        near = difflib.get_close_matches(name, rows.column_names, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+def _check_kind(rows: Any) -> None:
+    if isinstance(rows, datasets.DatasetDict):
         raise ValueError(
-            f"`{argument}` must be a column of the data, got {name!r}. The columns there are: "
-            f"{', '.join(rows.column_names)}.{hint}"
+            f"The data must be one split, got a DatasetDict of {', '.join(rows)}. Choose one, as "
+            f"in `data[{next(iter(rows), 'train')!r}]`, or load it with `split=…`."
+        )
+    if not isinstance(rows, datasets.Dataset):
+        raise ValueError(
+            f"The data must be a `datasets.Dataset`, got {type(rows).__name__}. Ranking needs all "
+            "rows of a split: load it without `streaming`, or build it with "
+            "`datasets.Dataset.from_list`."
         )
 
 
 def _captions(row: int, value: Any) -> list[str]:
-    captions = [value] if isinstance(value, str) else list(value or [])
-    if not captions or not all(isinstance(text, str) and text.strip() for text in captions):
-        raise ValueError(
-            f"Row {row} has an empty caption. Every image needs at least one caption, and every "
-            "caption at least one word."
-        )
+    captions = texts_of(row, value)
+    if not all(text.strip() for text in captions):
+        raise empty_caption(row)
     return captions
 
 
@@ -219,16 +205,3 @@ def _readable(images: datasets.Dataset, skip_bad_images: bool) -> list[int]:
     if bad:
         logger.warning("Left out %d unreadable images, rows %s.", len(bad), bad[:10])
     return good
-
-
-def image_problem(value: dict[str, Any] | None) -> str | None:
-    """What is wrong with an encoded image (`{"bytes", "path"}`), None if it decodes."""
-    if value is None:
-        return "no image"
-    source = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value.get("path")
-    try:
-        with Image.open(source) as image:
-            image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, AttributeError) as error:
-        return str(error) or type(error).__name__
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import transformers
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from pico_hf import encoder_features
 from pico_hf.encoder_spec import POOLED_BY, EncoderSpec, Step, TokenMap
@@ -191,6 +191,18 @@ def table_row(encoder: PreTrainedModel) -> EncoderSpec:
             "`fallback_projection=True`."
         )
     return ENCODERS[key]
+
+
+def text_lengths(config: PreTrainedConfig) -> tuple[int | None, int | None]:
+    """(tokens every text has to be padded to or None, positions that the text tower has or None).
+
+    Args:
+        config: The encoder's configuration.
+    """
+    row = ENCODERS.get(config.model_type)
+    tower = getattr(config, (row.text.config if row else None) or "text_config", None)
+    positions = getattr(tower, "max_position_embeddings", None)
+    return (positions if row and row.text.pad_is_special else None), positions
 
 
 def encoder_class(model_type: str, architectures: Sequence[str] | None) -> type:

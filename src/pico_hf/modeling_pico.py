@@ -300,6 +300,11 @@ class PicoModel(StoredPicoModel):
             Features (texts, words, D) fp32 of unit length, mask (texts, words) bool.
         """
         if text_hidden_states is None:
+            if input_ids is None:
+                raise ValueError(
+                    "Give `input_ids` or `text_hidden_states`, got neither. Features of images "
+                    "alone come from `encode_images`."
+                )
             extras = {"token_type_ids": token_type_ids, "position_ids": position_ids}
             given = {name: value for name, value in extras.items() if value is not None}
             hidden = encoders.text_hidden_states(

@@ -75,7 +75,8 @@ class PicoTrainer(Trainer):
             train_dataset=train,
             eval_dataset=dev,
             processing_class=processing_class,
-            data_collator=data_collator or PicoCollator(processing_class),
+            data_collator=data_collator
+            or PicoCollator(processing_class, config=base_model(model).config),
             callbacks=callbacks,
             **kwargs,
         )

@@ -1,0 +1,114 @@
+"""`transformers.pipeline` over a PicoModel: images → labels, images → patch features.
+
+Hand a class of this module to `pipeline(…, pipeline_class=…)`. The stock zero-shot pipeline reads
+padding and activation off the model type's name, which for a wrapped SigLIP is "pico"; replacing
+the stock task for everybody would be no business of an import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BatchEncoding, BatchFeature
+from transformers.image_utils import load_image
+from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
+from transformers.pipelines.zero_shot_image_classification import (
+    ZeroShotImageClassificationPipeline,
+)
+
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.data import PicoCollator
+from pico_hf.encoders import encoder_spec
+from pico_hf.modeling_pico import PicoModel
+
+
+class PicoZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipeline):
+    """Scores every image with every candidate label by a [`PicoModel`].
+
+    Called like the stock pipeline: `classify(images, candidate_labels=[…])`, with an optional
+    `hypothesis_template`. Texts are padded and words are masked as in training. Scores are the
+    softmax of `logits_per_image` over the labels, or the sigmoid of each if encoder or training
+    loss treats every pair as a question of its own (SigLIP).
+
+    Raises:
+        ValueError: If the model is no PicoModel, or if there are no candidate labels.
+    """
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Accepts what the stock pipeline does not know."""
+        _require_pico(self.model)
+
+    def preprocess(
+        self,
+        image: Any,
+        candidate_labels: list[str] | None = None,
+        hypothesis_template: str = "This is a photo of {}.",
+        timeout: float | None = None,
+        tokenizer_kwargs: None = None,
+    ) -> BatchFeature:
+        """One image and all labels as the model takes them."""
+        if isinstance(candidate_labels, str) or not candidate_labels:
+            raise ValueError(
+                "`candidate_labels` must be a list of at least one label, got "
+                f"{candidate_labels!r}. Give one label as a list of one."
+            )
+        collate = PicoCollator(self, config=self.model.config)  # has tokenizer, image processor
+        inputs = BatchFeature(collate([{"image": load_image(image, timeout=timeout)}]))
+        inputs = inputs.to(self.dtype)
+        texts = [{"caption": hypothesis_template.format(label)} for label in candidate_labels]
+        inputs["text_inputs"] = [BatchEncoding(collate(texts))]
+        inputs["candidate_labels"] = candidate_labels
+        return inputs
+
+    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Labels with their scores, best first."""
+        logits = model_outputs["logits"][0]
+        scores = logits.sigmoid() if scores_pairs_alone(self.model) else logits.softmax(dim=-1)
+        pairs = zip(scores.tolist(), model_outputs["candidate_labels"], strict=True)
+        answer = [{"score": score, "label": label} for score, label in pairs]
+        return sorted(answer, key=lambda row: -row["score"])
+
+
+class PicoImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
+    """An image's features in the common space of a [`PicoModel`].
+
+    Returns for every image a nested list, or with `return_tensors=True` a tensor:
+    (1, patches, D) unit-length features of its real patches, which is what `PicoModel.score`
+    compares; with `pool=True` (1, D), their mean of unit length, for a first search among many
+    images whose best are then scored by their patches.
+
+    Raises:
+        ValueError: If the model is no PicoModel.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _require_pico(self.model)
+
+    def _forward(self, model_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = self.model.encode_images(**model_inputs)
+        return {"features": images.features, "mask": images.mask}
+
+    def postprocess(
+        self, model_outputs: dict[str, Tensor], pool: bool | None = None, return_tensors=False
+    ) -> Tensor | list:
+        """The real patches, or their mean."""
+        patches = model_outputs["features"][0][model_outputs["mask"][0]]
+        if pool:
+            patches = nn.functional.normalize(patches.mean(dim=0), dim=0)
+        patches = patches.unsqueeze(0)  # as the stock pipeline: a batch of one
+        return patches if return_tensors else patches.tolist()
+
+
+def scores_pairs_alone(model: PicoModel) -> bool:
+    """Whether logits of one image say yes or no to each text, rather than choose among texts."""
+    return model.config.loss == "sigmoid" or encoder_spec(model.encoder).logit_bias is not None
+
+
+def _require_pico(model: Any) -> None:
+    if model.config.model_type != PicoConfig.model_type:
+        raise ValueError(
+            f"`model` must be a PicoModel, got {type(model).__name__}. Wrap it with "
+            "`PicoModel.from_encoder`, or leave out `pipeline_class`."
+        )
