@@ -19,6 +19,7 @@ CORE = (
     "fused_interaction",
     "similarity",
     "semantic",
+    "fusion",
     "prototypes",
     "losses",
     "metrics",

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pico_hf.fusion import FUSION_RULES
 from pico_hf.losses import LOSSES
-from pico_hf.prototypes import ESTIMATORS, FUSION_RULES
+from pico_hf.prototypes import ESTIMATORS
 from pico_hf.semantic import COMBINATIONS
 
 # What `save_pretrained`, the Auto classes, the Hub and the Trainer (the tokenizer's special tokens,
@@ -49,7 +50,7 @@ class PicoConfig(PreTrainedConfig):
         combination: How the two modalities' style scores become one probability: `"mean"` or
             `"product"`.
         fusion: How prototypes of successive iterations are fused, a key of
-            `pico_hf.prototypes.FUSION_RULES`.
+            `pico_hf.fusion.FUSION_RULES`.
         feedback_temperature: τ of the normalised gain, 1/κ of the gated EMA, in rSum points, > 0.
         fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
             1 - α_max of `fusion="gated_ema"`.
