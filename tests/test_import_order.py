@@ -21,6 +21,7 @@ CORE = (
     "semantic",
     "fusion",
     "prototypes",
+    "calibration",
     "losses",
     "metrics",
 )

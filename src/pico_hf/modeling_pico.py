@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from pico_hf import encoders
+from pico_hf.calibration import ColumnMoments, StyleCalibration
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import check_encoder, fallback_widths
 from pico_hf.encoder_table import ENCODERS, architecture
@@ -99,6 +101,7 @@ class PicoModel(StoredPicoModel):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.logit_bias = nn.Parameter(torch.zeros(()))
         self._towers_frozen = False
+        self._calibration: StyleCalibration | None = None
         self.post_init()
 
     # ---- building ------------------------------------------------------------------------
@@ -203,6 +206,48 @@ class PicoModel(StoredPicoModel):
         self.config.probe_size = probe_size
         self.prototypes.restart(probe_size)
 
+    # ---- style -----------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        gallery: Iterable[Mapping[str, Tensor]] | None,
+        reference: Iterable[Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """From now on takes the gallery's style, as its column statistics show it, out of images.
+
+        Needs neither labels nor captions: one pass over the gallery's pictures, which should be of
+        one style, and one over pictures like those the model was trained on. Texts are left alone.
+        Nothing of it is saved: it belongs to a gallery, not to the model.
+
+        Args:
+            gallery: Batches of the pictures to be scored, as a collator gives them (the image
+                inputs of `encode_images`; others are ignored). None: back to no calibration.
+            reference: Likewise, of the training data; a thousand are enough.
+
+        Raises:
+            ValueError: If there is a gallery and no reference, or if either is empty.
+        """
+        self._calibration = None
+        if gallery is None:
+            return
+        if reference is None:
+            raise ValueError(
+                "`reference` must be batches of pictures like those of the training data, got None."
+            )
+        gallery_moments, reference_moments = (
+            ColumnMoments.of(self._image_hidden_states(batch) for batch in batches)
+            for batches in (gallery, reference)
+        )
+        self._calibration = StyleCalibration(gallery_moments, reference_moments)
+
+    @torch.no_grad()
+    def _image_hidden_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
+        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+        if "image_hidden_states" in batch:
+            return _hidden(self, batch["image_hidden_states"], batch.get("patch_mask"))
+        inputs = {name: batch[name].to(self.device) for name in names if name in batch}
+        return encoders.image_hidden_states(self.encoder, **inputs)
+
     # ---- freezing ------------------------------------------------------------------------
 
     def freeze_towers(self) -> None:
@@ -271,6 +316,8 @@ class PicoModel(StoredPicoModel):
             hidden = encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
         else:
             hidden = _hidden(self, image_hidden_states, patch_mask)
+        if self._calibration is not None:
+            hidden = self._calibration(hidden)
         projected = encoders.project_image_tokens(self.encoder, hidden.features)
         return _unit_length(projected, hidden.mask, "image")
 
