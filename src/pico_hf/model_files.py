@@ -25,6 +25,8 @@ HUB_ARGUMENTS = (
     "create_pr",
     "tags",
 )
+# Names in early checkpoints, in which the scale and the bias were no module's but the model's own.
+RENAMED = {f"^{name}$": f"pair_logits.{name}" for name in ("logit_scale", "logit_bias")}
 
 
 class StoredPicoModel(PreTrainedModel):
@@ -78,6 +80,7 @@ class StoredPicoModel(PreTrainedModel):
                 model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
             else:
                 kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
+                kwargs["key_mapping"] = {**RENAMED, **(kwargs.get("key_mapping") or {})}
                 model = super().from_pretrained(path, *args, **safe_options(kwargs))
         if prototypes is not None:
             model.adopt_prototypes(prototypes)
