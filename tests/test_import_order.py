@@ -36,6 +36,7 @@ ORDER = (
     "prototype_files",
     "remote_code",
     "loading",
+    "adapter_files",
     "model_files",
     "modeling_pico",
     "data_loading",

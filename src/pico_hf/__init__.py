@@ -19,6 +19,7 @@ from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:
     from pico_hf.data import ImageTextDataset, PicoCollator
+    from pico_hf.lora import load_adapter_model, pico_lora_config
     from pico_hf.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
@@ -29,6 +30,8 @@ _LAZY = {
     "PicoCollator": "pico_hf.data",
     "PicoTrainer": "pico_hf.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
+    "load_adapter_model": "pico_hf.lora",
+    "pico_lora_config": "pico_hf.lora",
 }
 
 __all__ = [
@@ -41,6 +44,8 @@ __all__ = [
     "PicoTrainer",
     "PicoTrainingArguments",
     "TokenFeatures",
+    "load_adapter_model",
+    "pico_lora_config",
     "register_encoder",
 ]
 

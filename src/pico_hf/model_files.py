@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pico_hf.adapter_files import has_adapter, merge_adapter
 from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import load_encoder
@@ -28,6 +29,8 @@ HUB_ARGUMENTS = (
 # Names in early checkpoints, in which the scale and the bias were no module's but the model's own.
 RENAMED = {f"^{name}$": f"pair_logits.{name}" for name in ("logit_scale", "logit_bias")}
 
+_ADAPTER: dict[str, Any] = {}  # stands for the configuration of weights that need a base
+
 
 class StoredPicoModel(PreTrainedModel):
     """The part of [`PicoModel`] that reads and writes folders and Hub repositories."""
@@ -43,19 +46,24 @@ class StoredPicoModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *args: Any,
         prototypes: str | os.PathLike | PicoPrototypes | None = None,
+        base: str | os.PathLike | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> StoredPicoModel:
-        """Loads a Pico model, or loads any other dual encoder and wraps it.
+        """Loads a Pico model, or loads any other dual encoder and wraps it, or merges an adapter.
 
         The stock method would build a *randomly initialised* encoder from a plain CLIP repository
         without saying so. Weights are read as safetensors only, and are checked before. Of a
-        repository with pickle files only, the conversion that the Hub's bot proposes is read.
+        repository with pickle files only, the conversion that the Hub's bot proposes is read. Of a
+        LoRA adapter that [`PicoTrainer`] saved, a plain model with the adapter merged is made;
+        `pico_hf.load_adapter_model` keeps the two apart.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository.
             args: See `PreTrainedModel.from_pretrained`.
             prototypes: Prototypes saved alone for this very encoder: a folder, a Hub repository or
                 the live object. A Hub `token` is used for both repositories, a `revision` is not.
+            base: For an adapter: what it was trained on, a folder, a Hub repository or a live
+                model; None takes the one that the adapter names.
             kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
                 for another dual encoder, `fallback_projection` may be given as well.
 
@@ -74,8 +82,12 @@ class StoredPicoModel(PreTrainedModel):
             prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
         source = {} if path is None else _checked(path, kwargs)
         foreign = source.get("model_type") not in (None, cls.config_class.model_type)
+        if base is not None and source is not _ADAPTER:
+            raise ValueError(f"`base` is for adapters, which '{path}' is not. Leave it out.")
         with plain_errors(path or ""):
-            if foreign and kwargs.get("config") is None and not args:
+            if source is _ADAPTER:
+                model = merge_adapter(cls, path, base=base, **kwargs)
+            elif foreign and kwargs.get("config") is None and not args:
                 pico, rest = split_config_kwargs(kwargs)
                 model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
             else:
@@ -99,7 +111,11 @@ class StoredPicoModel(PreTrainedModel):
         prototypes.place_beside(self.encoder)
         for name, value in prototypes.knobs.items():
             setattr(self.config, name, value)
-        self.prototypes = prototypes.to(self.device)
+        if hasattr(self.prototypes, "modules_to_save"):  # an adapter's copy stands for them
+            wrapper = self.prototypes
+            wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(self.device)
+        else:
+            self.prototypes = prototypes.to(self.device)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
@@ -161,6 +177,8 @@ def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]
     try:
         return check_source(path, options)
     except NoSafetensorsError:
+        if has_adapter(path, options):
+            return _ADAPTER
         revision = converted_revision(path, options)
         if revision is None:
             raise

@@ -137,6 +137,7 @@ class PicoModel(StoredPicoModel):
         with torch.no_grad():
             model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
             model.logit_bias.fill_(bias or 0.0)
+        model.name_or_path = encoder.name_or_path  # what an adapter says it was trained on
         model.to(dtype=encoder.dtype, device=encoder.device)
         return model.train(encoder.training)
 
