@@ -19,7 +19,7 @@ from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:
     from pico_hf.data import ImageTextDataset, PicoCollator
-    from pico_hf.lora import load_adapter_model, pico_lora_config
+    from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
@@ -32,6 +32,7 @@ _LAZY = {
     "PicoTrainingArguments": "pico_hf.training_args",
     "load_adapter_model": "pico_hf.lora",
     "pico_lora_config": "pico_hf.lora",
+    "save_adapter": "pico_hf.lora",
 }
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "load_adapter_model",
     "pico_lora_config",
     "register_encoder",
+    "save_adapter",
 ]
 
 AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)

@@ -56,7 +56,9 @@ def import_peft() -> Any:
         # Not an import statement: transformers would ask for it wherever this module travels along.
         return import_module("peft")
     except ImportError as error:
-        raise ImportError("LoRA needs peft. Install it with `pip install pico-hf[lora]`.") from error
+        raise ImportError(
+            "LoRA needs peft. Install it with `pip install pico-hf[lora]`."
+        ) from error
 
 
 def has_adapter(path: str | os.PathLike, options: Mapping[str, Any]) -> bool:
@@ -188,7 +190,9 @@ def _lora_fields(raw: dict[str, Any]) -> dict[str, Any]:
             f"{raw['init_lora_weights']!r}: that would change the base. Save the adapter converted."
         )
     if not isinstance(raw.get("r"), int) or raw["r"] < 1:
-        raise ValueError(f"`r` in {CONFIG_FILE} must be a rank of at least 1, got {raw.get('r')!r}.")
+        raise ValueError(
+            f"`r` in {CONFIG_FILE} must be a rank of at least 1, got {raw.get('r')!r}."
+        )
     return {name: value for name, value in raw.items() if name in known and name != "peft_type"}
 
 
@@ -254,7 +258,9 @@ def _base(
         own = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
         revision = {} if base else {"revision": adapter.lora.get("revision") or "main"}
         with plain_errors(named):
-            model = model_class.from_pretrained(named, fallback_projection=learned, **own, **revision)
+            model = model_class.from_pretrained(
+                named, fallback_projection=learned, **own, **revision
+            )
     if model.encoder.config.model_type != adapter.encoder_type:
         raise ValueError(
             f"The adapter was trained on an encoder of type {adapter.encoder_type!r}, its base has "

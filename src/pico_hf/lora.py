@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pico_hf import encoders
-from pico_hf.adapter_files import import_peft, load_adapter
+from pico_hf.adapter_files import import_peft, load_adapter, save_companions
 from pico_hf.encoder_check import dummy_batch
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
-# Whole modules of a PicoModel that every adapter carries: buffers and bare numbers have no low rank.
+# Modules that every adapter carries whole: buffers and bare numbers have no low rank.
 CARRIED = ("prototypes", "pair_logits")
 
 
@@ -91,9 +91,7 @@ def tower_linears(model: PicoModel) -> list[str]:
         if isinstance(module, nn.Linear) and not f"{name}.".startswith(heads)
     }
     probes = {name: torch.zeros((), requires_grad=True) for name in linears}
-    hooks = [
-        module.register_forward_hook(_adds(probes[name])) for name, module in linears.items()
-    ]
+    hooks = [module.register_forward_hook(_adds(probes[name])) for name, module in linears.items()]
     model.eval()
     try:
         reached = _reached(encoder, probes)
@@ -132,6 +130,20 @@ def load_adapter_model(
         ValueError: If a file is damaged or hostile, or if the adapter does not fit the base.
     """
     return load_adapter(PicoModel, path, base=base, trainable=trainable, **options)
+
+
+def save_adapter(peft_model: PeftModel, folder: str | os.PathLike) -> None:
+    """Saves an adapter, its prototypes and the Pico configuration, as [`PicoTrainer`] does.
+
+    `peft_model.save_pretrained` alone leaves the configuration out, which says what the prototypes
+    are.
+
+    Args:
+        peft_model: The adapter on its base.
+        folder: Created if need be.
+    """
+    peft_model.save_pretrained(folder)
+    save_companions(peft_model.get_base_model(), folder)
 
 
 def _check_values(r: int, dropout: float) -> None:
