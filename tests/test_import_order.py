@@ -50,6 +50,8 @@ ORDER = (
     "publishing",
     "trainer",
     "lora",
+    "export",
+    "cli",
     "__init__",
 )
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "triton", "pico_hf"}

@@ -26,6 +26,14 @@ from pico_hf.prototype_files import KNOBS, PicoPrototypes
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Fields that import modules by name or change what the base is, with what peft itself writes there.
+_UNSET = {
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "task_type": None,
+    "loftq_config": None,
+    "runtime_config": None,
+}
 _PROTOTYPES = "base_model.model.prototypes.vision"
 
 
@@ -179,11 +187,10 @@ def _lora_fields(raw: dict[str, Any]) -> dict[str, Any]:
             "other adapters with peft itself."
         )
     known = {field.name for field in fields(import_peft().LoraConfig)}
-    for name in ("megatron_config", "megatron_core", "task_type", "loftq_config", "runtime_config"):
-        harmless = (None, {}, "megatron.core") if name == "megatron_core" else (None, {})
-        if raw.get(name) not in harmless:
+    for name, harmless in _UNSET.items():
+        if raw.get(name) not in (None, {}, harmless):
             raise ValueError(f"`{name}` in {CONFIG_FILE} must not be set, got {raw[name]!r}.")
-        known.discard(name)
+    known -= _UNSET.keys()
     if not isinstance(raw.get("init_lora_weights", True), bool):
         raise ValueError(
             f"`init_lora_weights` in {CONFIG_FILE} must be true or false, got "
@@ -245,9 +252,10 @@ def _base(
 ) -> Any:
     """The Pico model that the adapter is put onto, with room for its prototypes."""
     learned = bool(adapter.knobs.get("fallback_widths"))
+    model: Any = base
     if isinstance(base, PreTrainedModel):
-        pico = base.config.model_type == PicoConfig.model_type
-        model = base if pico else model_class.from_encoder(base, fallback_projection=learned)
+        if base.config.model_type != PicoConfig.model_type:
+            model = model_class.from_encoder(base, fallback_projection=learned)
     else:
         named = base or adapter.lora.get("base_model_name_or_path")
         if not named:

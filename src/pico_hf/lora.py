@@ -142,7 +142,7 @@ def save_adapter(peft_model: PeftModel, folder: str | os.PathLike) -> None:
         peft_model: The adapter on its base.
         folder: Created if need be.
     """
-    peft_model.save_pretrained(folder)
+    peft_model.save_pretrained(os.fspath(folder))
     save_companions(peft_model.get_base_model(), folder)
 
 

@@ -111,8 +111,8 @@ class StoredPicoModel(PreTrainedModel):
         prototypes.place_beside(self.encoder)
         for name, value in prototypes.knobs.items():
             setattr(self.config, name, value)
-        if hasattr(self.prototypes, "modules_to_save"):  # an adapter's copy stands for them
-            wrapper = self.prototypes
+        wrapper: Any = self.prototypes
+        if hasattr(wrapper, "modules_to_save"):  # an adapter's copy stands for them
             wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(self.device)
         else:
             self.prototypes = prototypes.to(self.device)

@@ -76,7 +76,8 @@ def _in_force(encoder: PreTrainedModel, parameters: dict[str, Any]) -> dict[str,
         path, copied, rest = name.partition(".modules_to_save.")
         if copied:
             adapter, _, leaf = rest.partition(".")
-            if adapter in encoder.get_submodule(path).active_adapters:
+            wrapper: Any = encoder.get_submodule(path)
+            if adapter in wrapper.active_adapters:
                 plain[f"{path}.{leaf}"] = value
         elif ".original_module." not in name:
             plain[name] = value
