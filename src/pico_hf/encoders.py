@@ -162,6 +162,19 @@ def embedding_dim(encoder: PreTrainedModel) -> int:
     return linears[-1].out_features
 
 
+def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
+    """The text side's table of token ids, known by its size.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    words = tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size
+    for module in encoder.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == words:
+            return module
+    raise ValueError(f"{type(encoder).__name__} has no embeddings of {words} words.")
+
+
 def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
     """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
     spec = encoder_spec(encoder)

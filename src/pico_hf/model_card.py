@@ -126,7 +126,9 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
         for metric, heading in (("i2t_r1", "i2t R@1"), ("t2i_r1", "t2i R@1"), ("rsum", "rSum"))
     ]
     tags = ["pico", "image-text-retrieval", "late-interaction"]
-    origin = {"base_model": facts.base_model} if _is_repository(facts.base_model) else {}
+    origin: dict[str, Any] = (
+        {"base_model": facts.base_model} if _is_repository(facts.base_model) else {}
+    )
     if facts.adapter and origin:
         origin["base_model_relation"] = "adapter"
     return ModelCardData(

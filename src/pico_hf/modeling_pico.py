@@ -205,6 +205,10 @@ class PicoModel(StoredPicoModel):
         """W = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
         return column_weights(self.semantic_probability)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The words' embeddings; loaders of peft compare their number with the tokenizer's."""
+        return encoders.word_embeddings(self.encoder)
+
     def restart_prototypes(self, probe_size: int) -> None:
         """Forgets prototypes and feedback and makes room for a probe set of another size.
 
