@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from pico_hf import PicoModel, load_adapter_model, pico_lora_config, save_adapter
 from tiny import tiny_encoder, tiny_inputs
@@ -114,6 +115,40 @@ def test_a_resumed_run_equals_the_unbroken_one(make_trainer, encoder):
     assert float(trained["semantic_probability"].std()) > 0
     frozen = unbroken.pico_model.prototypes.original_module  # feedback goes to the active copy
     assert int(frozen.iteration) == 0
+
+
+def test_a_checkpoint_that_lacks_adapter_weights_is_not_resumed_from(make_trainer):
+    trainer = make_lora_trainer(make_trainer, num_train_epochs=1)
+    trainer.train()
+    folder = Path(trainer.args.output_dir) / "checkpoint-4"
+    tensors = load_file(folder / "adapter_model.safetensors")
+    lost = next(name for name in tensors if ".lora_B." in name)  # peft would leave it as it is
+    rest = {name: value for name, value in tensors.items() if name != lost}
+    save_file(rest, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    fresh = make_lora_trainer(make_trainer, num_train_epochs=2)
+    before = state_of(fresh.model)
+    with pytest.raises(ValueError, match="the file lacks"):
+        fresh.train(resume_from_checkpoint=str(folder))
+    assert_same_state(before, state_of(fresh.model))
+
+
+def test_a_pulled_adapter_is_trained_further(make_trainer, base, tmp_path):
+    save_adapter(adapted(), tmp_path / "adapter")
+    model = load_adapter_model(tmp_path / "adapter", base=base(), trainable=True)
+    before = state_of(model)
+    model.train()(**tiny_inputs()).loss.backward()
+    moved = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert any(".lora_A." in name for name in moved)
+    assert any("visual_projection.modules_to_save" in name for name in moved)
+    assert_same_state(before, state_of(model))
+
+
+def test_half_precision_never_rounds_the_prototypes_of_an_adapter(base, tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path / "adapter")
+    half = PicoModel.from_pretrained(tmp_path / "adapter", base=base(), dtype=torch.bfloat16)
+    assert {p.dtype for p in half.encoder.parameters()} == {torch.bfloat16}
+    assert_same_state(active_prototypes(model), state_of(half.prototypes))
 
 
 def test_the_best_adapter_at_the_end_comes_with_its_own_prototypes(make_trainer, base):
@@ -305,6 +340,18 @@ def test_a_missing_base_and_a_base_without_an_adapter_are_said(folder, base):
     (folder / "config.json").unlink()
     with pytest.raises(OSError, match=r"no config.json"):
         load_adapter_model(folder)
+
+
+def test_a_merged_model_beside_its_adapter_is_not_merged_again(folder):
+    PicoModel.from_pretrained(folder).save_pretrained(folder)
+    with pytest.raises(ValueError, match="a whole model and an adapter as well"):
+        PicoModel.from_pretrained(folder)
+
+
+def test_auto_model_merges_an_adapter_too(folder):
+    again = AutoModel.from_pretrained(folder)
+    assert type(again) is PicoModel
+    assert_same_state(state_of(again), state_of(PicoModel.from_pretrained(folder)))
 
 
 def test_the_libraries_own_loader_works_where_it_is_told_the_sizes(folder):

@@ -76,7 +76,7 @@ class StoredPicoModel(PreTrainedModel):
                 file is damaged or hostile, if the checkpoint of another dual encoder lacks its
                 projections, or if the prototypes do not fit the encoder.
         """
-        path = pretrained_model_name_or_path
+        path = _unwrap_auto(kwargs) or pretrained_model_name_or_path
         if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
             shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
             prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
@@ -172,10 +172,30 @@ class StoredPicoModel(PreTrainedModel):
         cls.config_class.register_for_auto_class()
 
 
+def _unwrap_auto(options: dict[str, Any]) -> str | None:
+    """The adapter that `AutoModel` was asked for, which it hands on as an option of its base.
+
+    Stock code would put it onto a base whose weights it reads under other names, at random then.
+    """
+    adapter = options.get("adapter_kwargs") or {}
+    path = adapter.get("_adapter_model_path")
+    if path is not None:
+        for name in ("adapter_kwargs", "config", "_from_auto", "revision"):
+            options.pop(name, None)
+        options |= {key: adapter[key] for key in ("revision", "token") if adapter.get(key)}
+    return path
+
+
 def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
     """The raw configuration; `revision` moves to the bot's conversion if that is all there is."""
     try:
-        return check_source(path, options)
+        source = check_source(path, options)
+        if source.get("model_type") == PicoConfig.model_type and has_adapter(path, options):
+            raise ValueError(  # transformers would put the one onto the other: twice, if merged
+                f"'{os.fspath(path)}' holds a whole model and an adapter as well. Keep them in "
+                "folders of their own."
+            )
+        return source
     except NoSafetensorsError:
         if has_adapter(path, options):
             return _ADAPTER
