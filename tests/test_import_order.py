@@ -37,6 +37,7 @@ ORDER = (
     "remote_code",
     "loading",
     "adapter_files",
+    "adapter_loading",
     "model_files",
     "modeling_pico",
     "data_loading",

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pico_hf import encoders
-from pico_hf.adapter_files import import_peft, load_adapter, save_companions
+from pico_hf.adapter_files import import_peft, save_companions
+from pico_hf.adapter_loading import load_adapter
 from pico_hf.encoder_check import dummy_batch
 from pico_hf.modeling_pico import PicoModel
 

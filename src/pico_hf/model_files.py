@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pico_hf.adapter_files import has_adapter, merge_adapter
+from pico_hf.adapter_files import has_adapter
+from pico_hf.adapter_loading import merge_adapter
 from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import load_encoder

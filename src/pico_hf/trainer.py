@@ -14,7 +14,8 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from pico_hf.adapter_files import check_weights, save_companions
+from pico_hf.adapter_files import save_companions
+from pico_hf.adapter_loading import check_weights
 from pico_hf.callbacks import PrototypeFeedbackCallback
 from pico_hf.checked_files import check_safetensors, read_tensors
 from pico_hf.data import ImageTextDataset, PicoCollator
