@@ -30,7 +30,14 @@ from transformers import (
     set_seed,
 )
 
-from pico_hf import ImageTextDataset, PicoModel, PicoTrainer, PicoTrainingArguments
+from pico_hf import (
+    ImageTextDataset,
+    PicoModel,
+    PicoTrainer,
+    PicoTrainingArguments,
+    pico_lora_config,
+)
+from pico_hf.adapter_files import import_peft
 from pico_hf.data_loading import load_image_text
 from pico_hf.model_card import ModelFacts, comparison_table, write_model_card
 
@@ -59,6 +66,12 @@ class ModelArguments:
         default=256, metadata={"help": "Columns of the embedded pair's common space."}
     )
     image_size: int = field(default=224, metadata={"help": "Pixels of the embedded pair's images."})
+    use_lora: bool = field(
+        default=False, metadata={"help": "Adapt the towers by LoRA; needs peft. Saves an adapter."}
+    )
+    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter's matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "Updates are scaled by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the matrices."})
 
 
 @dataclass
@@ -115,6 +128,8 @@ def main() -> None:
     dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
     data = {"train_dataset": train, "eval_dataset": dev}
     model, processor = load_model(model_args)
+    if model_args.use_lora:
+        model = adapt(model, model_args)
     results: dict[str, dict[str, dict[str, float]]] = {}
     if args.do_train and data_args.compare_base:
         base_args = copy.copy(args)
@@ -154,6 +169,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pic
     if not {"--dataset_name", "--train_file"} & {option.split("=")[0] for option in argv}:
         given = {option.split("=")[0].removeprefix("--") for option in argv if option[:2] == "--"}
         embedded = {key: value for key, value in EMBEDDED.items() if key not in given}
+        if any(option.split("=")[0] == "--use_lora" for option in argv):
+            embedded.pop("freeze_encoder", None)  # an adapter changes what frozen towers would give
         argv = [*(f"--{key}={value}" for key, value in embedded.items()), *argv]
     return parser.parse_args_into_dataclasses(argv)
 
@@ -183,6 +200,14 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
 
     encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
     return PicoModel.from_encoder(encoder, **knobs), processor
+
+
+def adapt(model: PicoModel, args: ModelArguments) -> Any:
+    """The model with a LoRA adapter on its towers, which alone is trained and saved."""
+    config = pico_lora_config(
+        model, r=args.lora_r, alpha=args.lora_alpha, dropout=args.lora_dropout
+    )
+    return import_peft().get_peft_model(model, config)
 
 
 def load_splits(
@@ -253,6 +278,7 @@ def facts(
         command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
         commit=commit(),
         base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,
+        adapter=model_args.use_lora,
         dataset=dataset_name(data_args),
     )
 
@@ -276,5 +302,5 @@ def commit() -> str:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:  # bad input is answered by one line
+    except (ImportError, ValueError, OSError) as error:  # bad input is answered by one line
         sys.exit(f"run_pico: {error}")

@@ -336,6 +336,77 @@ assert page.read_text() == "mine"
 
 
 @pytest.mark.slow
+def test_an_adapter_is_whole_at_every_push_and_merges_wherever_it_is_pulled(hub, run):
+    run("""
+import peft
+from transformers import TrainerCallback
+from pico_hf import PicoTrainer, PicoTrainingArguments, pico_lora_config
+from tiny import tiny_rows
+tiny_encoder().push_to_hub("org/clip")
+model = PicoModel.from_pretrained("org/clip", num_prototypes=3, probe_size=16)
+torch.manual_seed(0)
+model = peft.get_peft_model(model, pico_lora_config(model, r=2))
+args = PicoTrainingArguments(
+    output_dir="run", num_train_epochs=3, per_device_train_batch_size=8, learning_rate=1e-2,
+    use_cpu=True, disable_tqdm=True, report_to="none", push_to_hub=True,
+    hub_model_id="org/adapter", hub_strategy="every_save", load_best_model_at_end=False,
+)
+trainer = PicoTrainer(
+    model, args, tiny_rows(32), tiny_rows(12), processing_class=tiny_processor()
+)
+class Wait(TrainerCallback):  # uploads run beside the training, which is over in no time here
+    def on_epoch_begin(self, *args, **kwargs):
+        trainer._finish_current_push()
+trainer.add_callback(Wait())
+trainer.train()
+trainer.push_to_hub()
+live = trainer.pico_model.prototypes.modules_to_save["default"]
+assert float(trainer.pico_model.column_weights.std()) > 0
+torch.save({"scores": scores(model.eval()), "prototypes": live.state_dict()}, "trained.pt")
+""")
+    repository = hub.repositories["org/adapter"]
+    middle = [sha for sha, title in repository.log if "in progress, epoch" in title]
+    assert len(middle) >= 2
+    for sha in middle:
+        files = hub.files("org/adapter", sha)
+        assert {"adapter_model.safetensors", "adapter_config.json"} <= files.keys()
+        assert {"config.json", "tokenizer.json", "prototypes.json"} <= files.keys()
+        assert "model.safetensors" not in files
+        inside = load(files["adapter_model.safetensors"])
+        alone = load(files["prototypes.safetensors"])
+        assert (alone["vision"] == inside["base_model.model.prototypes.vision"]).all()
+        assert b"load_adapter_model" in files["README.md"]
+        assert b"base_model: org/clip" in files["README.md"]
+    run(
+        """
+import peft
+from transformers import AutoProcessor
+from pico_hf import load_adapter_model
+trained = torch.load("trained.pt")
+def assert_prototypes(prototypes):
+    for name, value in prototypes.state_dict().items():
+        assert torch.equal(value, trained["prototypes"][name]), name
+pulled = load_adapter_model("org/adapter")
+assert torch.equal(scores(pulled), trained["scores"])
+assert_prototypes(pulled.get_base_model().prototypes.modules_to_save["default"])
+auto = peft.AutoPeftModel.from_pretrained(
+    "org/adapter", import_allowlist=["pico_hf"], num_prototypes=3, probe_size=16
+)
+assert torch.equal(scores(auto), trained["scores"])
+merged = PicoModel.from_pretrained("org/adapter")
+torch.testing.assert_close(scores(merged), trained["scores"], rtol=1e-4, atol=1e-4)
+assert_prototypes(merged.prototypes)
+merged.push_to_hub("org/merged")
+assert_equal(merged, PicoModel.from_pretrained("org/merged"))
+assert_prototypes(PicoPrototypes.from_pretrained("org/merged"))
+AutoProcessor.from_pretrained("org/adapter")
+""",
+        home="stranger",
+    )
+    assert "adapter_model.safetensors" not in hub.files("org/merged")
+
+
+@pytest.mark.slow
 def test_without_the_package_a_registered_model_loads_by_its_own_code(hub, run):
     run("""
 model = tiny_refined().eval()

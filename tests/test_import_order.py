@@ -38,6 +38,8 @@ ORDER = (
     "prototype_files",
     "remote_code",
     "loading",
+    "adapter_files",
+    "adapter_loading",
     "model_files",
     "modeling_pico",
     "image_files",
@@ -54,6 +56,8 @@ ORDER = (
     "publishing",
     "trainer",
     "lora",
+    "export",
+    "cli",
     "__init__",
 )
 CORE_LIBRARIES = {"torch", "numpy", "scipy", "sklearn", "jaxtyping", "tqdm", "triton", "pico_hf"}

@@ -96,3 +96,19 @@ def test_the_usage_snippet_runs_as_written(tmp_path, monkeypatch, capsys):
 
 def test_shares_add_up_to_one_and_follow_the_recursion():
     assert final_shares([1.0, 0.25, 0.5]) == [0.375, 0.125, 0.5]
+
+
+def test_the_page_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
+    page = write_model_card(tmp_path, facts(adapter=True, base_model="org/clip"))
+    data, text = ModelCard.load(page).data, page.read_text()
+    assert (data.library_name, data.base_model) == ("peft", "org/clip")
+    assert data.base_model_relation == "adapter"
+    assert "lora" in data.tags
+    assert "load_adapter_model(folder)" in text
+    assert "model = PicoModel.from_pretrained(folder)\n" in text
+
+
+def test_a_base_without_a_repository_is_asked_for(tmp_path):
+    page = write_model_card(tmp_path, facts(adapter=True, base_model="Encoder of type clip"))
+    assert ModelCard.load(page).data.base_model is None
+    assert "PicoModel.from_pretrained(folder, base=base)" in page.read_text()

@@ -35,6 +35,12 @@ def test_options_may_stand_in_a_file(kind, tmp_path):
     assert not args.freeze_encoder
 
 
+def test_an_adapter_is_not_trained_on_frozen_towers():
+    model, _, args = run_pico.parse_arguments(["--use_lora", "--lora_r=4", "--lora_alpha=8"])
+    assert not args.freeze_encoder
+    assert (model.lora_r, model.lora_alpha, model.lora_dropout) == (4, 8, 0.05)
+
+
 def run(*options: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(SCRIPT), *options],
@@ -81,3 +87,16 @@ def test_the_whole_job_in_small_leaves_a_model_a_page_and_plots(tmp_path):
         cwd=tmp_path,
     )
     assert again.returncode == 0, again.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_job_with_lora_leaves_an_adapter_and_its_page(tmp_path):
+    options = ["--max_train_samples=64", "--max_eval_samples=24", "--num_train_epochs=2"]
+    options += ["--image_size=64", "--probe_size=16", "--per_device_train_batch_size=32"]
+    result = run(*options, "--use_lora", "--compare_base=False", "--output_dir=out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json"} <= names
+    assert {"prototypes.safetensors", "README.md", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names
+    assert "load_adapter_model" in (tmp_path / "out" / "README.md").read_text()

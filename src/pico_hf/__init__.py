@@ -20,6 +20,7 @@ from pico_hf.similarity import TokenFeatures
 if TYPE_CHECKING:
     from pico_hf.data import ImageTextDataset, PicoCollator
     from pico_hf.evaluate_metric import retrieval_metric_path
+    from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
@@ -37,6 +38,9 @@ _LAZY = {
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "retrieval_metric_path": "pico_hf.evaluate_metric",
+    "load_adapter_model": "pico_hf.lora",
+    "pico_lora_config": "pico_hf.lora",
+    "save_adapter": "pico_hf.lora",
 }
 
 __all__ = [
@@ -51,8 +55,11 @@ __all__ = [
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
     "TokenFeatures",
+    "load_adapter_model",
+    "pico_lora_config",
     "register_encoder",
     "retrieval_metric_path",
+    "save_adapter",
 ]
 
 AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)

@@ -14,6 +14,7 @@ from pico_hf.encoder_spec import Step, TokenMap
 from pico_hf.encoder_table import ENCODERS, architecture, encoder_class, table_row
 from pico_hf.encoders import (
     apply_steps,
+    encoder_spec,
     image_output,
     last_hidden_state,
     prefix_length,
@@ -69,6 +70,12 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
     image = last_hidden_state(images, encoder, "image").shape[-1]
     text = last_hidden_state(texts, encoder, "text").shape[-1]
     return [image, text, min(image, text)]
+
+
+def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two pictures and two texts that the encoder takes, as inputs of either side."""
+    spec = encoder_spec(encoder)
+    return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)
 
 
 def load_encoder(

@@ -126,21 +126,30 @@ def project_text_tokens(
     return apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
 
 
+def projection_modules(encoder: PreTrainedModel) -> list[str]:
+    """Dotted paths of the encoder's modules that are applied after the hidden states."""
+    return sorted({step.path for step in _steps(encoder)})
+
+
 def projection_parameters(encoder: PreTrainedModel) -> list[str]:
     """Names of the encoder's parameters that are applied after the hidden states."""
-    modules = tuple(f"{step.path}." for step in _steps(encoder))
+    modules = tuple(f"{path}." for path in projection_modules(encoder))
     return [name for name, _ in encoder.named_parameters() if name.startswith(modules)]
 
 
 def keep_batch_statistics(encoder: PreTrainedModel) -> None:
-    """Puts projections with a BatchNorm in eval mode.
+    """Puts projections with a BatchNorm in eval mode, and any BatchNorm that is not trained.
 
-    Their statistics are those of pooled vectors. Batches of tokens would replace them by others,
-    and would let padding into the scores.
+    A projection's statistics are those of pooled vectors. Batches of tokens would replace them by
+    others, and would let padding into the scores. Those of a frozen tower would move without being
+    saved with the adapter that is trained on it.
     """
     for step in _steps(encoder):
         if step.flat:
             encoder.get_submodule(step.path).eval()
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.train(module.training and module.weight.requires_grad)
 
 
 def embedding_dim(encoder: PreTrainedModel) -> int:
@@ -151,6 +160,19 @@ def embedding_dim(encoder: PreTrainedModel) -> int:
     last = encoder.get_submodule(row.steps[-1].path)
     linears = [module for module in last.modules() if isinstance(module, nn.Linear)]
     return linears[-1].out_features
+
+
+def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
+    """The text side's table of token ids, known by its size.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    words = tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size
+    for module in encoder.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == words:
+            return module
+    raise ValueError(f"{type(encoder).__name__} has no embeddings of {words} words.")
 
 
 def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:

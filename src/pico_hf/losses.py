@@ -6,8 +6,24 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class PairLogits(nn.Module):
+    """Scores to logits: times a learned scale, plus a learned bias.
+
+    A module of its own, since adapters train and save whole modules besides the weights they adapt.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.logit_bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, scores: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:
+        """Logits (images, texts) fp32 of S."""
+        return scores * self.logit_scale.float().exp() + self.logit_bias.float()
 
 
 def hinge_loss(

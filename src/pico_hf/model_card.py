@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -33,6 +34,7 @@ class ModelFacts:
         commit: Commit of the code that ran it, empty if unknown.
         base_model: Repository or name of the wrapped encoder.
         dataset: Name of the training data.
+        adapter: True for a LoRA adapter, which needs its base.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelFacts:
     commit: str = ""
     base_model: str | None = None
     dataset: str | None = None
+    adapter: bool = False
 
 
 def comparison_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -102,6 +105,8 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         plots=plots,
         base=facts.base_model or "a vision-text dual encoder",
         dataset=facts.dataset or "image-text pairs",
+        adapter=facts.adapter,
+        named_base=_is_repository(facts.base_model),
     )
     path = folder / "README.md"
     card.save(path)
@@ -123,14 +128,24 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
         for split, models in facts.results.items()
         for metric, heading in (("i2t_r1", "i2t R@1"), ("t2i_r1", "t2i R@1"), ("rsum", "rSum"))
     ]
-    on_hub = facts.base_model is not None and facts.base_model.count("/") == 1
+    tags = ["pico", "image-text-retrieval", "late-interaction"]
+    origin: dict[str, Any] = (
+        {"base_model": facts.base_model} if _is_repository(facts.base_model) else {}
+    )
+    if facts.adapter and origin:
+        origin["base_model_relation"] = "adapter"
     return ModelCardData(
         model_name=facts.name,
-        base_model=facts.base_model if on_hub else None,
         datasets=facts.dataset and [facts.dataset.lower().replace(" ", "-")],
-        library_name="transformers",
+        library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
-        tags=["pico", "image-text-retrieval", "late-interaction"],
+        tags=[*tags, "lora"] if facts.adapter else tags,
+        **origin,
         license="apache-2.0",
         eval_results=results,
     )
+
+
+def _is_repository(name: str | None) -> bool:
+    """True for `owner/name`: neither a description nor a folder of somebody's machine."""
+    return bool(name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists())

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pico_hf.adapter_files import has_adapter
+from pico_hf.adapter_loading import merge_adapter
 from pico_hf.checked_files import NoSafetensorsError, converted_revision, plain_errors
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import load_encoder
@@ -25,6 +27,10 @@ HUB_ARGUMENTS = (
     "create_pr",
     "tags",
 )
+# Names in early checkpoints, in which the scale and the bias were no module's but the model's own.
+RENAMED = {f"^{name}$": f"pair_logits.{name}" for name in ("logit_scale", "logit_bias")}
+
+_ADAPTER: dict[str, Any] = {}  # stands for the configuration of weights that need a base
 
 
 class StoredPicoModel(PreTrainedModel):
@@ -41,19 +47,24 @@ class StoredPicoModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *args: Any,
         prototypes: str | os.PathLike | PicoPrototypes | None = None,
+        base: str | os.PathLike | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> StoredPicoModel:
-        """Loads a Pico model, or loads any other dual encoder and wraps it.
+        """Loads a Pico model, or loads any other dual encoder and wraps it, or merges an adapter.
 
         The stock method would build a *randomly initialised* encoder from a plain CLIP repository
         without saying so. Weights are read as safetensors only, and are checked before. Of a
-        repository with pickle files only, the conversion that the Hub's bot proposes is read.
+        repository with pickle files only, the conversion that the Hub's bot proposes is read. Of a
+        LoRA adapter that [`PicoTrainer`] saved, a plain model with the adapter merged is made;
+        `pico_hf.load_adapter_model` keeps the two apart.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository.
             args: See `PreTrainedModel.from_pretrained`.
             prototypes: Prototypes saved alone for this very encoder: a folder, a Hub repository or
                 the live object. A Hub `token` is used for both repositories, a `revision` is not.
+            base: For an adapter: what it was trained on, a folder, a Hub repository or a live
+                model; None takes the one that the adapter names.
             kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
                 for another dual encoder, `fallback_projection` may be given as well.
 
@@ -66,18 +77,23 @@ class StoredPicoModel(PreTrainedModel):
                 file is damaged or hostile, if the checkpoint of another dual encoder lacks its
                 projections, or if the prototypes do not fit the encoder.
         """
-        path = pretrained_model_name_or_path
+        path = _unwrap_auto(kwargs) or pretrained_model_name_or_path
         if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
             shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
             prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
         source = {} if path is None else _checked(path, kwargs)
         foreign = source.get("model_type") not in (None, cls.config_class.model_type)
+        if base is not None and source is not _ADAPTER:
+            raise ValueError(f"`base` is for adapters, which '{path}' is not. Leave it out.")
         with plain_errors(path or ""):
-            if foreign and kwargs.get("config") is None and not args:
+            if source is _ADAPTER:
+                model = merge_adapter(cls, path, base=base, **kwargs)
+            elif foreign and kwargs.get("config") is None and not args:
                 pico, rest = split_config_kwargs(kwargs)
                 model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
             else:
                 kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
+                kwargs["key_mapping"] = {**RENAMED, **(kwargs.get("key_mapping") or {})}
                 model = super().from_pretrained(path, *args, **safe_options(kwargs))
         if prototypes is not None:
             model.adopt_prototypes(prototypes)
@@ -96,7 +112,11 @@ class StoredPicoModel(PreTrainedModel):
         prototypes.place_beside(self.encoder)
         for name, value in prototypes.knobs.items():
             setattr(self.config, name, value)
-        self.prototypes = prototypes.to(self.device)
+        wrapper: Any = self.prototypes
+        if hasattr(wrapper, "modules_to_save"):  # an adapter's copy stands for them
+            wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(self.device)
+        else:
+            self.prototypes = prototypes.to(self.device)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
@@ -153,11 +173,33 @@ class StoredPicoModel(PreTrainedModel):
         cls.config_class.register_for_auto_class()
 
 
+def _unwrap_auto(options: dict[str, Any]) -> str | None:
+    """The adapter that `AutoModel` was asked for, which it hands on as an option of its base.
+
+    Stock code would put it onto a base whose weights it reads under other names, at random then.
+    """
+    adapter = options.get("adapter_kwargs") or {}
+    path = adapter.get("_adapter_model_path")
+    if path is not None:
+        for name in ("adapter_kwargs", "config", "_from_auto", "revision"):
+            options.pop(name, None)
+        options |= {key: adapter[key] for key in ("revision", "token") if adapter.get(key)}
+    return path
+
+
 def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
     """The raw configuration; `revision` moves to the bot's conversion if that is all there is."""
     try:
-        return check_source(path, options)
+        source = check_source(path, options)
+        if source.get("model_type") == PicoConfig.model_type and has_adapter(path, options):
+            raise ValueError(  # transformers would put the one onto the other: twice, if merged
+                f"'{os.fspath(path)}' holds a whole model and an adapter as well. Keep them in "
+                "folders of their own."
+            )
+        return source
     except NoSafetensorsError:
+        if has_adapter(path, options):
+            return _ADAPTER
         revision = converted_revision(path, options)
         if revision is None:
             raise

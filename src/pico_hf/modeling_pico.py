@@ -21,7 +21,7 @@ from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import check_encoder, fallback_widths
 from pico_hf.encoder_table import ENCODERS, architecture
 from pico_hf.loading import check_source, split_config_kwargs
-from pico_hf.losses import LOSSES
+from pico_hf.losses import LOSSES, PairLogits
 from pico_hf.model_files import StoredPicoModel
 from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.semantic import column_weights
@@ -79,6 +79,8 @@ class PicoModel(StoredPicoModel):
 
     def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
+        self.pair_logits = PairLogits()
         if encoder is None:
             encoder = encoders.build_encoder(config.encoder_config)
         if config.fallback_widths:
@@ -97,11 +99,9 @@ class PicoModel(StoredPicoModel):
             fusion_momentum=config.fusion_momentum,
         )
         self.prototypes.place_beside(encoder)
-        # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
-        self.logit_scale = nn.Parameter(torch.zeros(()))
-        self.logit_bias = nn.Parameter(torch.zeros(()))
         self._towers_frozen = False
         self._calibration: StyleCalibration | None = None
+        self.register_load_state_dict_pre_hook(_rename_scale)  # for a Trainer that resumes
         self.post_init()
 
     # ---- building ------------------------------------------------------------------------
@@ -140,6 +140,7 @@ class PicoModel(StoredPicoModel):
         with torch.no_grad():
             model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
             model.logit_bias.fill_(bias or 0.0)
+        model.name_or_path = encoder.name_or_path  # what an adapter says it was trained on
         model.to(dtype=encoder.dtype, device=encoder.device)
         return model.train(encoder.training)
 
@@ -179,13 +180,23 @@ class PicoModel(StoredPicoModel):
             for name, buffer in module.named_buffers(recurse=False):
                 fill = init.ones_ if name == "semantic_probability" else init.zeros_
                 fill(buffer)
-        elif module is self:
-            init.zeros_(self.logit_scale)
-            init.zeros_(self.logit_bias)
+        elif isinstance(module, PairLogits):
+            init.zeros_(module.logit_scale)
+            init.zeros_(module.logit_bias)
         else:
             super()._init_weights(module)
 
     # ---- weights -------------------------------------------------------------------------
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of what scores are multiplied by."""
+        return self.pair_logits.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter:
+        """What is added to them then."""
+        return self.pair_logits.logit_bias
 
     @property
     def semantic_probability(self) -> Tensor:
@@ -196,6 +207,10 @@ class PicoModel(StoredPicoModel):
     def column_weights(self) -> Tensor:
         """W = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
         return column_weights(self.semantic_probability)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The words' embeddings; loaders of peft compare their number with the tokenizer's."""
+        return encoders.word_embeddings(self.encoder)
 
     def restart_prototypes(self, probe_size: int) -> None:
         """Forgets prototypes and feedback and makes room for a probe set of another size.
@@ -256,8 +271,10 @@ class PicoModel(StoredPicoModel):
         Frozen towers stay in eval mode, so neither dropout nor batch statistics move and their
         hidden states can be cached.
 
+        Of a model that is adapted by peft the adapter's own parameters alone are trained, as ever.
+
         Raises:
-            ValueError: If nothing comes after the hidden states.
+            ValueError: If nothing comes after the hidden states, or if the towers are adapted.
         """
         trainable = set(encoders.projection_parameters(self.encoder))
         if not trainable:
@@ -265,7 +282,16 @@ class PicoModel(StoredPicoModel):
                 f"{type(self.encoder).__name__} has no projections after its towers: with frozen "
                 "towers nothing is left to train. Train the towers too, or adapt them by LoRA."
             )
-        for name, parameter in self.encoder.named_parameters():
+        parameters = dict(self.encoder.named_parameters())
+        if any(".lora_" in name or ".modules_to_save." in name for name in parameters):
+            adapted = {name for name, parameter in parameters.items() if parameter.requires_grad}
+            if tower := sorted(adapted - trainable):
+                raise ValueError(
+                    f"Towers that an adapter trains (`{tower[0]}`, …) cannot be frozen: their "
+                    "hidden states change. Leave `freeze_encoder` out, or train without LoRA."
+                )
+            trainable &= adapted
+        for name, parameter in parameters.items():
             parameter.requires_grad_(name in trainable)
         self._towers_frozen = True
         self.train(self.training)
@@ -443,7 +469,7 @@ class PicoModel(StoredPicoModel):
             text_hidden_states=text_hidden_states,
         )
         scores = self.score(images, texts)
-        logits = scores * self.logit_scale.float().exp() + self.logit_bias.float()
+        logits = self.pair_logits(scores)
         loss = None
         if return_loss and len(images) == len(texts) and len(images) > 1:
             loss = self._loss(scores, logits, image_ids, loss_ramp)
@@ -457,6 +483,13 @@ class PicoModel(StoredPicoModel):
         if self.config.loss == "hinge":
             return loss(scores, image_ids, margin=self.config.margin, ramp=ramp)
         return loss(logits, image_ids)
+
+
+def _rename_scale(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
+    """Reads checkpoints in which the scale and the bias were no module's but the model's own."""
+    for name in ("logit_scale", "logit_bias"):
+        if f"{prefix}{name}" in state:
+            state[f"{prefix}pair_logits.{name}"] = state.pop(f"{prefix}{name}")
 
 
 def _hidden(model: PicoModel, states: Tensor, mask: Tensor | None) -> TokenFeatures:

@@ -56,8 +56,9 @@ def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
         Type name → digest. From fp32 there are both half types, so that the same encoder loaded in
         fp32, bf16 or fp16 shares at least one entry.
     """
-    parameters = dict(encoder.named_parameters())
-    names = sorted(projection_parameters(encoder) or parameters)  # some towers end in one space
+    parameters = _in_force(encoder, dict(encoder.named_parameters()))
+    projections = _in_force(encoder, dict.fromkeys(projection_parameters(encoder)))
+    names = sorted(projections or parameters)  # some towers end in one space
     half = (torch.bfloat16, torch.float16)
     stored = parameters[names[0]].dtype
     return {
@@ -66,6 +67,21 @@ def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
         )
         for dtype in ((stored,) if stored in half else half)
     }
+
+
+def _in_force(encoder: PreTrainedModel, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters under their plain names: of modules that peft keeps twice, the adapter's copy."""
+    plain = {}
+    for name, value in parameters.items():
+        path, copied, rest = name.partition(".modules_to_save.")
+        if copied:
+            adapter, _, leaf = rest.partition(".")
+            wrapper: Any = encoder.get_submodule(path)
+            if adapter in wrapper.active_adapters:
+                plain[f"{path}.{leaf}"] = value
+        elif ".original_module." not in name:
+            plain[name] = value
+    return plain
 
 
 def _digest(

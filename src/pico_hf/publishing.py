@@ -100,6 +100,7 @@ def run_facts(
         iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
         arguments={**shown, "loss": model.config.loss, "step": step},
         base_model=_origin(model),
+        adapter=any(".lora_" in name for name, _ in model.named_parameters()),
     )
 
 

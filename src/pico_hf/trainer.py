@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
+from pico_hf.adapter_files import save_companions
+from pico_hf.adapter_loading import check_weights
 from pico_hf.callbacks import PrototypeFeedbackCallback
-from pico_hf.checked_files import check_safetensors
+from pico_hf.checked_files import check_safetensors, read_tensors
 from pico_hf.data import ImageTextDataset, PicoCollator
 from pico_hf.encoders import projection_parameters
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
@@ -67,6 +70,7 @@ class PicoTrainer(Trainer):
         if train is not None:
             _check_train_split(train, args)
         _each(_check_dev_split, dev)
+        _check_adapter(model, args)
         if args.freeze_encoder:
             base_model(model).freeze_towers()
         super().__init__(
@@ -194,13 +198,16 @@ class PicoTrainer(Trainer):
         """Refuses damaged weights before the live model changes."""
         for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
             check_safetensors(file)
+        adapter = Path(resume_from_checkpoint) / ADAPTER_SAFE_WEIGHTS_NAME
+        if self.pico_model is not self.model and adapter.exists():
+            check_weights(self.model, read_tensors(adapter))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Adds the prototypes' own files, which peft does not know, to a saved adapter."""
+        """Adds to a saved adapter what peft does not know: prototypes and configuration."""
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.pico_model is not self.model:
-            self.pico_model.save_prototypes(output_dir or self.args.output_dir)
+            save_companions(self.pico_model, output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Makes the pushed folder whole first: prototypes, page and plots of this very moment."""
@@ -255,7 +262,9 @@ class PicoTrainer(Trainer):
     def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         decayed = set(self.get_decay_parameter_names(model))
         towers = _tower_parameters(base_model(model))
-        tower_rate = self.args.tower_learning_rate or self.args.learning_rate / 10
+        # An adapter's matrices start from nothing like new heads, not from what the towers learned.
+        share = 1 if base_model(model) is not model else 10
+        tower_rate = self.args.tower_learning_rate or self.args.learning_rate / share
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -299,6 +308,18 @@ def _each(function: Any, splits: Any) -> Any:
     if isinstance(splits, Mapping):
         return {name: function(split) for name, split in splits.items()}
     return None if splits is None else function(splits)
+
+
+def _check_adapter(model: nn.Module, args: PicoTrainingArguments) -> None:
+    """Prototypes are buffers: an adapter that does not list them would lose them in silence."""
+    pico = base_model(model)
+    if pico is not model and args.refine_prototypes:
+        for name in ("prototypes", "pair_logits"):
+            if not hasattr(getattr(pico, name), "modules_to_save"):
+                raise ValueError(
+                    f"The adapter does not carry `{name}`, which would be lost when it is saved. "
+                    f"Add {name!r} to its `modules_to_save`, or use `pico_hf.pico_lora_config`."
+                )
 
 
 def _check_dev_split(split: ImageTextDataset) -> ImageTextDataset:

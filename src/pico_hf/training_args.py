@@ -20,7 +20,8 @@ class PicoTrainingArguments(TrainingArguments):
             loss ramps over all negatives meanwhile. >= 0.
         freeze_encoder: Train projections only and cache the towers' token features once.
         feature_cache_dir: Where those features are kept; None puts them under `output_dir`.
-        tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10.
+        tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10,
+            and `learning_rate` for an adapter of the towers.
 
     Raises:
         ValueError: If a value is out of range.

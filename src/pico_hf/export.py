@@ -1,0 +1,123 @@
+"""Back to a plain encoder, with or without the column weights folded into its projections.
+
+Lost in either case are the late interaction (a plain encoder compares one vector per image with one
+per text) and the trained scale and bias of the scores. Without folding the column weights are lost,
+too.
+
+Folding multiplies row d of the last projection of both sides, and entry d of its bias, by √w_d. The
+dot product of unnormalised features, of tokens and of the pooled ones, then is the weighted one:
+Σ_d (√w_d v_d)(√w_d t_d) = Σ_d w_d v_d t_d. A cosine is not: whoever normalises the folded features
+divides by √(Σ_d w_d v_d²) where [`PicoModel`] divides by √(Σ_d v_d²), so that each score differs
+from the weighted one by the ratio of those lengths. Ranks may change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoProcessor, PreTrainedModel
+
+from pico_hf.checked_files import find_file
+from pico_hf.encoder_table import table_row
+from pico_hf.encoders import FALLBACK
+from pico_hf.modeling_pico import PicoModel
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def export_encoder(
+    model: PicoModel, folder: str | os.PathLike, *, fold: bool = False, **kwargs: Any
+) -> None:
+    """Saves the wrapped encoder as what it was before: a plain one that needs no pico_hf.
+
+    Args:
+        model: The model, which stays as it is.
+        folder: Created if need be.
+        fold: True folds the column weights into the last projections of both sides.
+        kwargs: See `PreTrainedModel.save_pretrained`.
+
+    Raises:
+        ValueError: If the encoder's projections are not its own, if an adapter is not merged, or
+            if its weights cannot be folded.
+    """
+    encoder = model.encoder
+    if hasattr(encoder, FALLBACK):
+        raise ValueError(
+            f"The projections of this model are not those of {type(encoder).__name__}, which has "
+            "none: a plain encoder would lose them. Keep the Pico model."
+        )
+    if any(".lora_" in name or ".modules_to_save." in name for name, _ in model.named_parameters()):
+        raise ValueError("`model` holds an adapter. Merge it first: `merge_and_unload()`.")
+    if not fold:
+        encoder.save_pretrained(folder, **kwargs)
+        return
+    with _folded(last_linears(encoder), model.column_weights):
+        encoder.save_pretrained(folder, **kwargs)
+
+
+def export_processor(source: str | os.PathLike, folder: str | os.PathLike) -> bool:
+    """Copies the processor that was saved with a model.
+
+    Args:
+        source: Folder or Hub repository of the model.
+        folder: Where the processor goes.
+
+    Returns:
+        False if there is none.
+    """
+    if not any(find_file(source, name, {}) for name in _PROCESSOR_FILES):
+        return False
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)
+    return True
+
+
+def last_linears(encoder: PreTrainedModel) -> list[nn.Linear]:
+    """The projections whose outputs are the columns of the common space, with nothing after them.
+
+    Args:
+        encoder: An encoder with a row in the table.
+
+    Returns:
+        One of each side, or a single one if both share it.
+
+    Raises:
+        ValueError: If a side ends otherwise: in a residual sum (SigLIP's image head), or in the
+            tower itself (ALIGN's images, TIPS v2). Its columns cannot be scaled by a projection.
+    """
+    row, found = table_row(encoder), []
+    for side, steps in (("image", row.image.steps), ("text", row.text.steps)):
+        module = encoder.get_submodule(steps[-1].path) if steps else None
+        if isinstance(module, nn.Sequential):
+            module = module[-1]
+        if not isinstance(module, nn.Linear):
+            end = type(module).__name__ if steps else "the tower itself"
+            raise ValueError(
+                f"`fold` needs a linear projection at the end of both sides; the {side} side of "
+                f"{type(encoder).__name__} ends in {end}. Export it without folding."
+            )
+        if module not in found:
+            found.append(module)
+    return found
+
+
+@contextmanager
+def _folded(linears: list[nn.Linear], weights: Tensor) -> Iterator[None]:
+    """Scales the columns of projections within the block; one that both share is scaled once."""
+    tensors = [t for linear in linears for t in (linear.weight, linear.bias) if t is not None]
+    exact = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                scale = weights.sqrt().to(tensor.device)
+                rows = scale.unsqueeze(1) if tensor.ndim == 2 else scale
+                tensor.copy_(tensor.to(torch.promote_types(tensor.dtype, scale.dtype)) * rows)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(tensors, exact, strict=True):
+                tensor.copy_(before)
