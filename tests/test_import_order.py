@@ -41,6 +41,7 @@ ORDER = (
     "adapter_files",
     "adapter_loading",
     "model_files",
+    "token_model",
     "modeling_pico",
     "image_files",
     "columns",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,16 +15,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from pico_hf import encoders
-from pico_hf.calibration import ColumnMoments, StyleCalibration
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoder_check import check_encoder, fallback_widths
 from pico_hf.encoder_table import ENCODERS, architecture
 from pico_hf.loading import check_source, split_config_kwargs
 from pico_hf.losses import LOSSES, PairLogits
-from pico_hf.model_files import StoredPicoModel
 from pico_hf.prototype_files import PicoPrototypes
 from pico_hf.semantic import column_weights
 from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.token_model import TokenModel
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class PicoOutput(ModelOutput):
     text_features: TokenFeatures | None = None
 
 
-class PicoModel(StoredPicoModel):
+class PicoModel(TokenModel):
     """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
 
     The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
@@ -99,8 +97,6 @@ class PicoModel(StoredPicoModel):
             fusion_momentum=config.fusion_momentum,
         )
         self.prototypes.place_beside(encoder)
-        self._towers_frozen = False
-        self._calibration: StyleCalibration | None = None
         self.register_load_state_dict_pre_hook(_rename_scale)  # for a Trainer that resumes
         self.post_init()
 
@@ -221,176 +217,7 @@ class PicoModel(StoredPicoModel):
         self.config.probe_size = probe_size
         self.prototypes.restart(probe_size)
 
-    # ---- style -----------------------------------------------------------------------------
-
-    def calibrate(
-        self,
-        gallery: Iterable[Mapping[str, Tensor]] | None,
-        reference: Iterable[Mapping[str, Tensor]] | None = None,
-    ) -> None:
-        """From now on takes the gallery's style, as its column statistics show it, out of images.
-
-        Needs neither labels nor captions: one pass over the gallery's pictures, which should be of
-        one style, and one over pictures like those the model was trained on. Texts are left alone.
-        Nothing of it is saved: it belongs to a gallery, not to the model.
-
-        Args:
-            gallery: Batches of the pictures to be scored, as a collator gives them (the image
-                inputs of `encode_images`; others are ignored). None: back to no calibration.
-            reference: Likewise, of the training data; a thousand are enough.
-
-        Raises:
-            ValueError: If there is a gallery and no reference, or if either is empty.
-        """
-        self._calibration = None
-        if gallery is None:
-            return
-        if reference is None:
-            raise ValueError(
-                "`reference` must be batches of pictures like those of the training data, got None."
-            )
-        gallery_moments, reference_moments = (
-            ColumnMoments.of(self._image_hidden_states(batch) for batch in batches)
-            for batches in (gallery, reference)
-        )
-        self._calibration = StyleCalibration(gallery_moments, reference_moments)
-
-    @torch.no_grad()
-    def _image_hidden_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
-        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-        if "image_hidden_states" in batch:
-            return _hidden(self, batch["image_hidden_states"], batch.get("patch_mask"))
-        inputs = {name: batch[name].to(self.device) for name in names if name in batch}
-        return encoders.image_hidden_states(self.encoder, **inputs)
-
-    # ---- freezing ------------------------------------------------------------------------
-
-    def freeze_towers(self) -> None:
-        """Trains only what comes after the towers' hidden states: projections and logit scale.
-
-        Frozen towers stay in eval mode, so neither dropout nor batch statistics move and their
-        hidden states can be cached.
-
-        Of a model that is adapted by peft the adapter's own parameters alone are trained, as ever.
-
-        Raises:
-            ValueError: If nothing comes after the hidden states, or if the towers are adapted.
-        """
-        trainable = set(encoders.projection_parameters(self.encoder))
-        if not trainable:
-            raise ValueError(
-                f"{type(self.encoder).__name__} has no projections after its towers: with frozen "
-                "towers nothing is left to train. Train the towers too, or adapt them by LoRA."
-            )
-        parameters = dict(self.encoder.named_parameters())
-        if any(".lora_" in name or ".modules_to_save." in name for name in parameters):
-            adapted = {name for name, parameter in parameters.items() if parameter.requires_grad}
-            if tower := sorted(adapted - trainable):
-                raise ValueError(
-                    f"Towers that an adapter trains (`{tower[0]}`, …) cannot be frozen: their "
-                    "hidden states change. Leave `freeze_encoder` out, or train without LoRA."
-                )
-            trainable &= adapted
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in trainable)
-        self._towers_frozen = True
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> PicoModel:
-        """Sets the mode; towers that are frozen stay in eval mode."""
-        super().train(mode)
-        if getattr(self, "_towers_frozen", False):
-            self.encoder.eval()
-        encoders.keep_batch_statistics(self.encoder)
-        return self
-
-    # ---- tokens, scores, loss ------------------------------------------------------------
-
-    def encode_images(
-        self,
-        pixel_values: Tensor | None = None,
-        *,
-        pixel_attention_mask: Tensor | None = None,
-        spatial_shapes: Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        image_hidden_states: Tensor | None = None,
-        patch_mask: Tensor | None = None,
-    ) -> TokenFeatures:
-        """Images to unit-length patch features.
-
-        Args:
-            pixel_values: What the processor gives.
-            pixel_attention_mask: NaFlex only: real patches.
-            spatial_shapes: NaFlex only: rows and columns of patches.
-            interpolate_pos_encoding: For towers that take it.
-            image_hidden_states: (images, patches, hidden) tower outputs computed before, instead of
-                `pixel_values`.
-            patch_mask: (images, patches) True = real patch of `image_hidden_states`; None = all.
-
-        Returns:
-            Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
-        """
-        if image_hidden_states is None:
-            if pixel_values is None:
-                raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
-            extras = {
-                "pixel_attention_mask": pixel_attention_mask,
-                "spatial_shapes": spatial_shapes,
-                "interpolate_pos_encoding": interpolate_pos_encoding,
-            }
-            given = {name: value for name, value in extras.items() if value is not None}
-            hidden = encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
-        else:
-            hidden = _hidden(self, image_hidden_states, patch_mask)
-        if self._calibration is not None:
-            hidden = self._calibration(hidden)
-        projected = encoders.project_image_tokens(self.encoder, hidden.features)
-        return _unit_length(projected, hidden.mask, "image")
-
-    def encode_texts(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        word_mask: Tensor | None = None,
-        text_hidden_states: Tensor | None = None,
-    ) -> TokenFeatures:
-        """Texts to unit-length word features.
-
-        Args:
-            input_ids: (texts, words).
-            attention_mask: (texts, words), 1 = a token the tower attends to.
-            token_type_ids: For towers that take it.
-            position_ids: For towers that take it.
-            word_mask: (texts, words) True = a word that takes part in the score. None: every
-                attended token but the special ones.
-            text_hidden_states: (texts, words, hidden) tower outputs computed before, instead of
-                `input_ids`.
-
-        Returns:
-            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool.
-        """
-        if text_hidden_states is None:
-            if input_ids is None:
-                raise ValueError(
-                    "Give `input_ids` or `text_hidden_states`, got neither. Features of images "
-                    "alone come from `encode_images`."
-                )
-            extras = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-            given = {name: value for name, value in extras.items() if value is not None}
-            hidden = encoders.text_hidden_states(
-                self.encoder,
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                word_mask=word_mask,
-                **given,
-            )
-        else:
-            hidden = _hidden(self, text_hidden_states, word_mask)
-        projected = encoders.project_text_tokens(self.encoder, hidden.features)
-        return _unit_length(projected, hidden.mask, "text")
+    # ---- scores, loss ----------------------------------------------------------------------
 
     def score(
         self, images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None = None
@@ -490,18 +317,3 @@ def _rename_scale(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any)
     for name in ("logit_scale", "logit_bias"):
         if f"{prefix}{name}" in state:
             state[f"{prefix}pair_logits.{name}"] = state.pop(f"{prefix}{name}")
-
-
-def _hidden(model: PicoModel, states: Tensor, mask: Tensor | None) -> TokenFeatures:
-    mask = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    return TokenFeatures(states.to(model.device, model.dtype), mask.to(model.device))
-
-
-def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:
-    features = nn.functional.normalize(projected.float(), dim=-1)
-    if not torch.isfinite(features).all():
-        raise ValueError(
-            f"The {side} features contain NaN or infinity. Check the encoder's weights and inputs; "
-            "if it runs in half precision, try float32 or bfloat16."
-        )
-    return TokenFeatures(features, mask)
