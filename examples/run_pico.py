@@ -61,6 +61,9 @@ class ModelArguments:
     probe_size: int = field(default=1024, metadata={"help": "Pairs that define the prototypes, R."})
     estimator: str = field(default="paper", metadata={"help": "Estimator of the probability."})
     fusion: str = field(default="normalised_gain", metadata={"help": "How iterations are fused."})
+    column_dropout: float = field(
+        default=0.0, metadata={"help": "Share of the image tower's columns left out in training."}
+    )
     loss: str = field(default="hinge", metadata={"help": "hinge, infonce or sigmoid."})
     projection_dim: int = field(
         default=256, metadata={"help": "Columns of the embedded pair's common space."}
@@ -181,6 +184,7 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
         "num_prototypes": args.num_prototypes,
         "probe_size": args.probe_size,
         "estimator": args.estimator,
+        "column_dropout": args.column_dropout,
         "fusion": args.fusion,
         "loss": args.loss,
     }

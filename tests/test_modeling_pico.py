@@ -240,3 +240,23 @@ def test_a_training_step_lowers_every_loss(loss):
 
 def test_the_default_configuration_builds():
     assert PicoConfig().encoder_config.model_type == "clip"
+
+
+def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
+    from pico_hf import encoders
+
+    model = PicoModel.from_encoder(tiny_encoder("clip"), column_dropout=0.5)
+    seen = []
+    project = encoders.project_image_tokens
+    monkeypatch.setattr(
+        encoders,
+        "project_image_tokens",
+        lambda e, hidden: seen.append(hidden) or project(e, hidden),
+    )
+    states = torch.ones(3, 16, 32)
+    for training in (False, True):
+        model.train(training).encode_images(image_hidden_states=states)
+    assert torch.equal(seen[0], states)
+    assert set(seen[1].unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(seen[1], seen[1][:, :1].expand_as(seen[1]))  # alike in all patches
+    assert not torch.equal(seen[1][0], seen[1][1])

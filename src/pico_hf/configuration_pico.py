@@ -59,6 +59,9 @@ class PicoConfig(PreTrainedConfig):
             `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
         loss: Training loss, a key of `pico_hf.losses.LOSSES`.
         margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
+        column_dropout: Share of columns of the image tower's output that are left out of a
+            picture in training, in all its patches at once, in [0, 1): projections then lean on no
+            column alone, whether it carries semantics or style.
         kwargs: What every `PreTrainedConfig` takes.
 
     Raises:
@@ -84,6 +87,7 @@ class PicoConfig(PreTrainedConfig):
     fusion_momentum: float = 0.9
     loss: str = "hinge"
     margin: float = 0.2
+    column_dropout: float = 0.0
     fallback_widths: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -101,8 +105,9 @@ class PicoConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
-        if not 0 <= self.fusion_momentum < 1:
-            raise ValueError(f"`fusion_momentum` must be in [0, 1), got {self.fusion_momentum!r}.")
+        for name in ("fusion_momentum", "column_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
         if self.fallback_widths is not None and len(self.fallback_widths) != 3:
             raise ValueError(
                 "`fallback_widths` must be three widths (image, text, common space), got "

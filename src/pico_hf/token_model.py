@@ -59,6 +59,8 @@ class TokenModel(StoredPicoModel):
             hidden = _hidden(self, image_hidden_states, patch_mask)
         if self._calibration is not None:
             hidden = self._calibration(hidden)
+        if self.training and self.config.column_dropout > 0:
+            hidden = _without_some_columns(hidden, self.config.column_dropout)
         projected = encoders.project_image_tokens(self.encoder, hidden.features)
         return _unit_length(projected, hidden.mask, "image")
 
@@ -194,6 +196,12 @@ class TokenModel(StoredPicoModel):
 def _hidden(model: TokenModel, states: Tensor, mask: Tensor | None) -> TokenFeatures:
     mask = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     return TokenFeatures(states.to(model.device, model.dtype), mask.to(model.device))
+
+
+def _without_some_columns(hidden: TokenFeatures, share: float) -> TokenFeatures:
+    """Zeroes columns at random, the same ones in all tokens of an item, and scales up the rest."""
+    kept = torch.ones_like(hidden.features[:, :1])
+    return TokenFeatures(hidden.features * nn.functional.dropout(kept, share), hidden.mask)
 
 
 def _unit_length(projected: Tensor, mask: Tensor, side: str) -> TokenFeatures:

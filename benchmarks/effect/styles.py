@@ -1,9 +1,9 @@
-"""What calibrating to a gallery's style brings on the embedded drawings, over several seeds.
+"""What style costs on the embedded drawings, and what helps against it, over several seeds.
 
-Run: python benchmarks/effect/calibration.py --seeds 5
-Every seed trains the embedded pair with uniform column weights and with PICO, then scores both
-validation splits as they are and with every gallery calibrated by its own unlabelled pictures. All
-rows of a seed share the start and the order of the data. Results go to results.jsonl in the output
+Run: python benchmarks/effect/styles.py --seeds 5
+Every seed trains the embedded pair with uniform column weights and with PICO, each without and with
+column dropout, then scores both validation splits as they are and with every gallery calibrated by
+its own unlabelled pictures. All rows of a seed share the start and the order of the data. Results go to results.jsonl in the output
 folder, one line per seed and model; seeds that are there already are not run again.
 """
 
@@ -30,7 +30,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DRAWINGS = EXAMPLES / "data" / "emoji-styles"
 COLUMNS = {"image_column": "image", "image_id_column": "concept", "gallery_column": "style"}
 REFERENCE = 1024  # training pictures whose moments are the reference
-MODELS = {"base": False, "PICO": True}  # whether prototypes are refined
+# Whether prototypes are refined, and the share of columns left out in training.
+MODELS = {
+    "base": (False, 0.0),
+    "PICO": (True, 0.0),
+    "base, dropout": (False, 0.3),
+    "PICO, dropout": (True, 0.3),
+}
 
 
 def split(name: str) -> ImageTextDataset:
@@ -38,7 +44,7 @@ def split(name: str) -> ImageTextDataset:
 
 
 def trained(
-    seed: int, refine: bool, data: dict[str, ImageTextDataset], folder: Path
+    seed: int, knobs: tuple[bool, float], data: dict[str, ImageTextDataset], folder: Path
 ) -> PicoTrainer:
     """One training run of the embedded job."""
     from lite_clip import load_lite_clip
@@ -49,7 +55,7 @@ def trained(
         output_dir=str(folder / "run"),
         feature_cache_dir=str(folder / "features"),
         freeze_encoder=True,
-        refine_prototypes=refine,
+        refine_prototypes=knobs[0],
         num_train_epochs=12,
         learning_rate=2e-3,
         per_device_train_batch_size=128,
@@ -61,7 +67,7 @@ def trained(
         disable_tqdm=True,
     )
     trainer = PicoTrainer(
-        PicoModel.from_encoder(encoder),
+        PicoModel.from_encoder(encoder, column_dropout=knobs[1]),
         args,
         train_dataset=data["train"],
         eval_dataset=data["seen"],  # feeds the prototypes
@@ -101,10 +107,10 @@ def run(seeds: int, folder: Path) -> list[dict]:
     data = {"train": split("train")}
     data |= {name: split(f"validation_{name}") for name in ("seen", "unseen")}
     for seed in range(seeds):
-        for name, refine in MODELS.items():
+        for name, knobs in MODELS.items():
             if any((row["seed"], row["model"]) == (seed, name) for row in done):
                 continue
-            trainer = trained(seed, refine, data, folder)
+            trainer = trained(seed, knobs, data, folder)
             row = {"seed": seed, "model": name}
             row["weight_std"] = float(trainer.pico_model.column_weights.std(correction=0))
             for part in ("seen", "unseen"):
@@ -145,7 +151,7 @@ def table(results: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("outputs/effect/calibration"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/effect/styles"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(EXAMPLES))
