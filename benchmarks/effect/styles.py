@@ -3,8 +3,9 @@
 Run: python benchmarks/effect/styles.py --seeds 5
 Every seed trains the embedded pair with uniform column weights and with PICO, each without and with
 column dropout, then scores both validation splits as they are and with every gallery calibrated by
-its own unlabelled pictures. All rows of a seed share the start and the order of the data. Results go to results.jsonl in the output
-folder, one line per seed and model; seeds that are there already are not run again.
+its own unlabelled pictures. All rows of a seed share the start and the order of the data. Results
+go to results.jsonl in the output folder, one line per seed and model; seeds that are there already
+are not run again.
 """
 
 from __future__ import annotations
