@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 .PHONY: help install demo encoders format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
-	@echo "make test      the fast tests, at most a minute once things are installed"
+	@echo "make test      the fast tests, about a minute and a half once things are installed"
 	@echo "make test-slow the slow tests; make test-all: both"
 	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make check     lint, formatting, types"

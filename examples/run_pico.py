@@ -113,6 +113,7 @@ EMBEDDED = {
     "do_train": True,
     "do_eval": True,
     "freeze_encoder": True,
+    "column_dropout": 0.3,
     "num_train_epochs": 12,
     "learning_rate": 2e-3,
     "per_device_train_batch_size": 128,
@@ -278,7 +279,8 @@ def facts(
             for entry in trainer.state.log_history
             if entry.get("pico_iteration", kept + 1) <= kept
         ],
-        arguments={name: getattr(args, name) for name in shown} | {"loss": model.config.loss},
+        arguments={name: getattr(args, name) for name in shown}
+        | {"loss": model.config.loss, "column_dropout": model.config.column_dropout},
         command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
         commit=commit(),
         base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,
