@@ -17,7 +17,7 @@ import logging
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from pico_hf import (
 from pico_hf.adapter_files import import_peft
 from pico_hf.data_loading import load_image_text
 from pico_hf.model_card import ModelFacts, comparison_table, write_model_card
+from pico_hf.publishing import run_facts
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"
@@ -266,21 +267,13 @@ def facts(
     trainer: PicoTrainer, results: Any, model_args: ModelArguments, data_args: DataArguments
 ) -> ModelFacts:
     """What the model page tells about this run."""
-    model, args = trainer.pico_model, trainer.args
-    kept = int(model.prototypes.iteration)  # the best checkpoint may be older than the last one
-    shown = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
-    return ModelFacts(
-        name=Path(args.output_dir).name,
+    model = trainer.pico_model
+    known = run_facts(model, trainer.args, trainer.state, Path(trainer.args.output_dir).name)
+    arguments = {name: value for name, value in known.arguments.items() if name != "step"}
+    return replace(
+        known,
         results=results,
-        column_weights=model.column_weights,
-        semantic_probability=model.semantic_probability,
-        iterations=[
-            entry
-            for entry in trainer.state.log_history
-            if entry.get("pico_iteration", kept + 1) <= kept
-        ],
-        arguments={name: getattr(args, name) for name in shown}
-        | {"loss": model.config.loss, "column_dropout": model.config.column_dropout},
+        arguments=arguments | {"column_dropout": model.config.column_dropout},
         command=shlex.join(["python", "examples/run_pico.py", *sys.argv[1:]]),
         commit=commit(),
         base_model=model_args.model_name_or_path or model.config.encoder_config.model_type,

@@ -23,6 +23,8 @@ from pico_hf.prototype_files import KNOBS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+# Modules that every adapter carries whole: buffers and bare numbers have no low rank.
+CARRIED = ("prototypes", "pair_logits")
 # Fields that import modules by name or change what the base is, with what peft itself writes there.
 _UNSET = {
     "megatron_config": None,

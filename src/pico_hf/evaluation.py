@@ -16,16 +16,10 @@ from pico_hf.data import ImageTextDataset
 from pico_hf.metrics import retrieval_metrics
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.similarity import TokenFeatures
+from pico_hf.token_model import IMAGE_INPUTS
 
 Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
 BatchEncoder = Callable[[PicoModel, Mapping[str, Any]], Encoded]
-IMAGE_INPUTS = (
-    "pixel_values",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "image_hidden_states",
-    "patch_mask",
-)
 TEXT_INPUTS = (
     "input_ids",
     "attention_mask",

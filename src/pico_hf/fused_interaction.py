@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from pico_hf.interaction_gradient import refuse_second_derivative
+
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHORTEST, LONGEST = 16, 256  # words per text the kernels' tiles can take
@@ -129,11 +131,7 @@ class FusedInteraction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "images texts"]) -> tuple[Tensor | None, ...]:
         """Multiply with the winners' one-hot matrix, tile by tile."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "`similarity` cannot be differentiated twice, got create_graph=True. Do call "
-                "backward without it, or score with plain autograd operations."
-            )
+        refuse_second_derivative()
         images, dtype = ctx.images, ctx.images.features.dtype
         to_images = torch.zeros_like(images.features, dtype=torch.float32)
         to_texts = gradient.new_zeros(ctx.shapes[1], dtype=torch.float32)

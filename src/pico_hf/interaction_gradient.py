@@ -44,11 +44,7 @@ class LateInteraction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "images texts"]) -> tuple[Tensor | None, ...]:
         """Sum the rows that won; pairs without gradient (all but the hardest) cost nothing."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "`similarity` cannot be differentiated twice, got create_graph=True. Do call "
-                "backward without it, or score with plain autograd operations."
-            )
+        refuse_second_derivative()
         image_features, text_features, *saved = ctx.saved_tensors
         images, texts, matches = ctx.images, ctx.texts, Matches(*saved)
         dtype = gradient.dtype
@@ -72,6 +68,15 @@ class LateInteraction(torch.autograd.Function):
             images.unpack(to_images, image_features) if needs_images else None,
             texts.unpack(fold(to_texts, ctx.weights), text_features) if needs_texts else None,
             *(None,) * 4,  # packings, weights and progress take no gradient
+        )
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError inside a backward that is itself recorded for a gradient."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "`similarity` cannot be differentiated twice, got create_graph=True. Do call "
+            "backward without it, or score with plain autograd operations."
         )
 
 

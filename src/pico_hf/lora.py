@@ -15,16 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pico_hf import encoders
-from pico_hf.adapter_files import import_peft, save_companions
+from pico_hf.adapter_files import CARRIED, import_peft, save_companions
 from pico_hf.adapter_loading import load_adapter
 from pico_hf.encoder_check import dummy_batch
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-
-# Modules that every adapter carries whole: buffers and bare numbers have no low rank.
-CARRIED = ("prototypes", "pair_logits")
 
 
 def pico_lora_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ from pico_hf import encoders
 from pico_hf.calibration import ColumnMoments, StyleCalibration
 from pico_hf.model_files import StoredPicoModel
 from pico_hf.similarity import TokenFeatures
+
+# What `encode_images` takes of a batch.
+IMAGE_INPUTS = (
+    "pixel_values",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_hidden_states",
+    "patch_mask",
+)
 
 
 class TokenModel(StoredPicoModel):
@@ -45,24 +55,35 @@ class TokenModel(StoredPicoModel):
         Returns:
             Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
         """
-        if image_hidden_states is None:
-            if pixel_values is None:
-                raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
-            extras = {
-                "pixel_attention_mask": pixel_attention_mask,
-                "spatial_shapes": spatial_shapes,
-                "interpolate_pos_encoding": interpolate_pos_encoding,
-            }
-            given = {name: value for name, value in extras.items() if value is not None}
-            hidden = encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
-        else:
-            hidden = _hidden(self, image_hidden_states, patch_mask)
+        hidden = self._image_hidden_states(
+            pixel_values,
+            image_hidden_states,
+            patch_mask,
+            pixel_attention_mask=pixel_attention_mask,
+            spatial_shapes=spatial_shapes,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+        )
         if self._calibration is not None:
             hidden = self._calibration(hidden)
         if self.training and self.config.column_dropout > 0:
             hidden = _without_some_columns(hidden, self.config.column_dropout)
         projected = encoders.project_image_tokens(self.encoder, hidden.features)
         return _unit_length(projected, hidden.mask, "image")
+
+    def _image_hidden_states(
+        self,
+        pixel_values: Tensor | None = None,
+        image_hidden_states: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        **extras: Any,
+    ) -> TokenFeatures:
+        """What comes before projections: computed before, or the tower's output for pixels."""
+        if image_hidden_states is not None:
+            return _hidden(self, image_hidden_states, patch_mask)
+        if pixel_values is None:
+            raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
+        given = {name: value for name, value in extras.items() if value is not None}
+        return encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
 
     def encode_texts(
         self,
@@ -138,18 +159,16 @@ class TokenModel(StoredPicoModel):
                 "`reference` must be batches of pictures like those of the training data, got None."
             )
         gallery_moments, reference_moments = (
-            ColumnMoments.of(self._image_hidden_states(batch) for batch in batches)
+            ColumnMoments.of(self._gallery_states(batch) for batch in batches)
             for batches in (gallery, reference)
         )
         self._calibration = StyleCalibration(gallery_moments, reference_moments)
 
     @torch.no_grad()
-    def _image_hidden_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
-        names = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
-        if "image_hidden_states" in batch:
-            return _hidden(self, batch["image_hidden_states"], batch.get("patch_mask"))
-        inputs = {name: batch[name].to(self.device) for name in names if name in batch}
-        return encoders.image_hidden_states(self.encoder, **inputs)
+    def _gallery_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
+        """Hidden states of a batch's pictures; what else is in it is ignored."""
+        given = {name: batch[name].to(self.device) for name in IMAGE_INPUTS if name in batch}
+        return self._image_hidden_states(**given)
 
     # ---- freezing ------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
-from pico_hf.adapter_files import save_companions
+from pico_hf.adapter_files import CARRIED, save_companions
 from pico_hf.adapter_loading import check_weights
 from pico_hf.callbacks import PrototypeFeedbackCallback
 from pico_hf.checked_files import check_safetensors, read_tensors
@@ -314,7 +314,7 @@ def _check_adapter(model: nn.Module, args: PicoTrainingArguments) -> None:
     """Prototypes are buffers: an adapter that does not list them would lose them in silence."""
     pico = base_model(model)
     if pico is not model and args.refine_prototypes:
-        for name in ("prototypes", "pair_logits"):
+        for name in CARRIED:
             if not hasattr(getattr(pico, name), "modules_to_save"):
                 raise ValueError(
                     f"The adapter does not carry `{name}`, which would be lost when it is saved. "
