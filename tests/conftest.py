@@ -22,7 +22,14 @@ torch.set_num_threads(1)
 def make_trainer(tmp_path: Path):
     """Builds a trainer on tiny pictures; two calls with equal arguments train alike."""
 
-    def build(encoder: str = "clip", folder: str = "run", images: int = 32, dev: int = 12, **knobs):
+    def build(
+        encoder: str = "clip",
+        folder: str = "run",
+        images: int = 32,
+        dev: int = 12,
+        estimator: str = "paper",
+        **knobs,
+    ):
         from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
 
         args = {
@@ -36,7 +43,9 @@ def make_trainer(tmp_path: Path):
             "report_to": "none",
         }
         torch.manual_seed(0)
-        model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=16)
+        model = PicoModel.from_encoder(
+            tiny_encoder(encoder), num_prototypes=3, probe_size=16, estimator=estimator
+        )
         return PicoTrainer(
             model,
             PicoTrainingArguments(output_dir=str(tmp_path / folder), **{**args, **knobs}),

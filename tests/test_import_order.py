@@ -21,6 +21,8 @@ CORE = (
     "semantic",
     "fusion",
     "prototypes",
+    "canonical",
+    "alignment",
     "calibration",
     "losses",
     "metrics",

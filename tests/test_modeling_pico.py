@@ -5,8 +5,7 @@ import torch
 from transformers import AutoModel
 
 from pico_hf import PicoConfig, PicoModel
-from pico_hf.semantic import column_statistics
-from tiny import tiny_encoder, tiny_inputs
+from tiny import tiny_encoder, tiny_inputs, tiny_refined
 
 # Every architecture is in test_architectures.py; these stand for a row each of another kind.
 KINDS = pytest.mark.parametrize("name", ["clip", "siglip", "vit+bert", "swin+bert"])
@@ -15,17 +14,6 @@ KINDS = pytest.mark.parametrize("name", ["clip", "siglip", "vit+bert", "swin+ber
 def wrapped(name: str = "clip", **knobs) -> PicoModel:
     knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
     return PicoModel.from_encoder(tiny_encoder(name), **knobs)
-
-
-def refined(name: str = "clip", **knobs) -> PicoModel:
-    """A model whose weights are not uniform."""
-    model = wrapped(name, **knobs)
-    inputs = tiny_inputs()
-    with torch.no_grad():
-        images = model.encode_images(inputs["pixel_values"])
-        texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
-        model.prototypes.refine(column_statistics(images, texts))
-    return model
 
 
 @KINDS
@@ -60,7 +48,7 @@ def test_the_causal_mask_of_the_text_tower_survives_wrapping():
 @KINDS
 @torch.no_grad()
 def test_forward_gives_scaled_scores_both_ways_and_the_features_behind_them(name):
-    model = refined(name)
+    model = tiny_refined(name)
     out = model(**tiny_inputs())
     scores = model.score(out.image_features, out.text_features)
     assert out.logits_per_image.shape == (3, 3)
@@ -74,7 +62,7 @@ def test_forward_gives_scaled_scores_both_ways_and_the_features_behind_them(name
 
 
 def test_forward_changes_no_state():
-    model = refined().train()
+    model = tiny_refined().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model(**tiny_inputs()).loss.backward()
     for name, value in model.state_dict().items():
@@ -106,7 +94,7 @@ def test_a_column_of_zero_weight_does_not_matter():
 @KINDS
 @torch.no_grad()
 def test_a_saved_model_scores_exactly_as_before(name, tmp_path):
-    model = refined(name).eval()
+    model = tiny_refined(name).eval()
     model.save_pretrained(tmp_path)
     for again in (PicoModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert type(again) is PicoModel
@@ -159,7 +147,7 @@ def test_two_towers_are_joined_and_wrapped(tmp_path):
 
 @torch.no_grad()
 def test_half_precision_loads_with_exact_statistics_and_fp32_scores(tmp_path):
-    model = refined()
+    model = tiny_refined()
     model.save_pretrained(tmp_path)
     half = PicoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.encoder.dtype == torch.bfloat16
@@ -173,7 +161,7 @@ def test_half_precision_loads_with_exact_statistics_and_fp32_scores(tmp_path):
 def test_a_checkpoint_without_prototypes_gets_fresh_ones(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    refined().save_pretrained(tmp_path)
+    tiny_refined().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     kept = {k: v for k, v in load_file(path).items() if not k.startswith("prototypes.")}
     save_file(kept, path, metadata={"format": "pt"})
@@ -211,7 +199,7 @@ def test_frozen_towers_stay_in_eval_mode_and_leave_projections_trainable():
 def test_cached_hidden_states_give_the_same_logits_as_pixels_and_words():
     from pico_hf.encoders import image_hidden_states, text_hidden_states
 
-    model, inputs = refined(), tiny_inputs()
+    model, inputs = tiny_refined(), tiny_inputs()
     patches = image_hidden_states(model.encoder, pixel_values=inputs["pixel_values"])
     words = text_hidden_states(
         model.encoder, input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]

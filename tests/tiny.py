@@ -33,7 +33,6 @@ def tiny_encoder(name: str = "clip", seed: int = 0) -> PreTrainedModel:
 def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
     """A wrapped tiny encoder whose column weights are not uniform."""
     from pico_hf import PicoModel
-    from pico_hf.semantic import column_statistics
 
     knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
     model = PicoModel.from_encoder(tiny_encoder(encoder, seed), **knobs)
@@ -41,8 +40,20 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
     with torch.no_grad():
         images = model.encode_images(inputs["pixel_values"])
         texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
-        model.prototypes.refine(column_statistics(images, texts))
+    refine(model, images, texts)
     return model
+
+
+def refine(model, images, texts) -> None:
+    """Gives a model the column weights of matched pairs, by whatever estimator it has."""
+    from pico_hf.canonical import PairMoments, SideMoments
+    from pico_hf.semantic import column_statistics
+
+    if model.prototypes.canonical:
+        sides = [SideMoments.of([side]) for side in (images, texts)]
+        model.prototypes.align(PairMoments(*sides, torch.arange(len(texts))))
+    else:
+        model.prototypes.refine(column_statistics(images, texts))
 
 
 def tiny_inputs(batch: int = 3, words: int = 5, encoder: str = "clip") -> dict[str, torch.Tensor]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 class PrototypeFeedbackCallback(TrainerCallback):
     """Records performance when the dev split was scored, refines right before the next step.
 
+    Style prototypes, that is. Canonical columns are aligned once, when training is over: heads that
+    are being trained would take up within an epoch what a rotation of their columns brings.
+
     Refining inside `on_evaluate` would save a checkpoint that was never evaluated, and
     `load_best_model_at_end` would restore another model than the one that scored. Between the
     evaluation and the next step begin the network does not change, so the record stays true; and
@@ -59,6 +62,21 @@ class PrototypeFeedbackCallback(TrainerCallback):
         if self._active(state) and bool(self.trainer.pico_model.prototypes.has_performance):
             self.trainer.refine_prototypes()
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Aligns canonical columns with the network as training leaves it, and scores the result.
+
+        The best checkpoint, if that is what the run ends with, is back in place by now.
+        """
+        if self.trainer.args.refine_prototypes and self._canonical():
+            self.trainer.refine_prototypes()
+            self.trainer.evaluate()
+
+    def _canonical(self) -> bool:
+        return self.trainer.pico_model.prototypes.canonical
+
     def _active(self, state: TrainerState) -> bool:
         run = self.trainer.args
-        return run.refine_prototypes and (state.epoch or 0.0) >= run.prototype_warmup_epochs
+        warm = (state.epoch or 0.0) >= run.prototype_warmup_epochs
+        return run.refine_prototypes and warm and not self._canonical()

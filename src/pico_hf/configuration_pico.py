@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pico_hf.alignment import ALL_ESTIMATORS
 from pico_hf.fusion import FUSION_RULES
 from pico_hf.losses import LOSSES
-from pico_hf.prototypes import ESTIMATORS
 from pico_hf.semantic import COMBINATIONS
 
 # What `save_pretrained`, the Auto classes, the Hub and the Trainer (the tokenizer's special tokens,
@@ -45,8 +46,10 @@ class PicoConfig(PreTrainedConfig):
         num_prototypes: K, style prototypes per modality, from 1 to the number of columns D.
         probe_size: R, matched training pairs whose column means are the instance space of the
             prototypes, at least 2.
-        estimator: How the semantic probability is estimated: `"paper"` (style prototypes) or
-            `"pseudo"` (the pseudo-semantic probability p̂ itself).
+        estimator: How the semantic probability is estimated: `"canonical"` (of columns that both
+            modalities share, see `pico_hf.canonical`; what helps most in RESULTS.md), or of the
+            encoder's own columns `"paper"` (style prototypes) or `"pseudo"` (the pseudo-semantic
+            probability p̂ itself).
         combination: How the two modalities' style scores become one probability: `"mean"` or
             `"product"`.
         fusion: How prototypes of successive iterations are fused, a key of
@@ -80,7 +83,7 @@ class PicoConfig(PreTrainedConfig):
     encoder_config: PreTrainedConfig | dict | None = None
     num_prototypes: int = 8
     probe_size: int = 1024
-    estimator: str = "paper"
+    estimator: str = "canonical"
     combination: str = "mean"
     fusion: str = "normalised_gain"
     feedback_temperature: float = 5.0
@@ -113,7 +116,7 @@ class PicoConfig(PreTrainedConfig):
                 "`fallback_widths` must be three widths (image, text, common space), got "
                 f"{self.fallback_widths!r}."
             )
-        _one_of("estimator", self.estimator, ESTIMATORS)
+        _one_of("estimator", self.estimator, ALL_ESTIMATORS)
         _one_of("combination", self.combination, COMBINATIONS)
         _one_of("fusion", self.fusion, FUSION_RULES)
         _one_of("loss", self.loss, LOSSES)
@@ -142,6 +145,6 @@ def _at_least(name: str, value: int, low: int) -> None:
         raise ValueError(f"`{name}` must be an integer >= {low}, got {value!r}.")
 
 
-def _one_of(name: str, value: str, choices: dict[str, Any]) -> None:
+def _one_of(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(sorted(choices))}, got {value!r}.")

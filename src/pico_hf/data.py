@@ -115,6 +115,12 @@ class ImageTextDataset(Dataset):
         """Every caption once, as rows `{"caption": str}`."""
         return _Rows("caption", self._texts)
 
+    def first(self, images: int) -> ImageTextDataset:
+        """The first `images` images with all their captions; this split if it has no more."""
+        if images >= len(self):
+            return self
+        return ImageTextDataset(self.rows.select(range(images)), self.seed)
+
     def probe(self, size: int) -> Dataset:
         """The first `size` images with their first captions, whatever the epoch."""
         return _Probe(self.images(), self.captions(), self._starts[:size])

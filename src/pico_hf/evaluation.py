@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from pico_hf import encoders
+from pico_hf.canonical import PairMoments, SideMoments
 from pico_hf.data import ImageTextDataset
 from pico_hf.metrics import retrieval_metrics
 from pico_hf.modeling_pico import PicoModel
@@ -64,10 +65,15 @@ class SplitEncoder:
     num_workers: int = 0
     disable_tqdm: bool = False
 
-    def split(self, split: ImageTextDataset, description: str = "Encoding") -> EncodedSplit:
-        """Encodes every image and every caption of a split, once each."""
-        images = [images for images, _ in self.batches(split.images(), description)]
-        texts = [texts for _, texts in self.batches(split.captions(), description)]
+    def split(
+        self,
+        split: ImageTextDataset,
+        description: str = "Encoding",
+        encode: BatchEncoder | None = None,
+    ) -> EncodedSplit:
+        """Encodes every image and every caption of a split, once each; see `batches`."""
+        images = [images for images, _ in self.batches(split.images(), description, encode)]
+        texts = [texts for _, texts in self.batches(split.captions(), description, encode)]
         return EncodedSplit(
             TokenFeatures.concatenate(images),
             TokenFeatures.concatenate(texts),
@@ -84,8 +90,9 @@ class SplitEncoder:
         Args:
             rows: What to encode.
             description: Text of the progress bar.
-            encode: From model and batch to tokens; None gives features in the common space,
-                [`tower_states`] the towers' outputs before the projections.
+            encode: From model and batch to tokens; None gives features in the columns that are
+                weighed, [`own_columns`] in the encoder's own, [`tower_states`] the towers' outputs
+                before the projections.
         """
         encode = encode or encode_batch
         loader = DataLoader(
@@ -113,6 +120,16 @@ def encode_batch(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
     )
 
 
+def own_columns(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+    """Token features in the columns the encoder has by itself, whatever columns are weighed."""
+    images, texts = encode_batch(model, batch)
+    prototypes = model.prototypes
+    return (
+        None if images is None else prototypes.to_own_columns(images, "image"),
+        None if texts is None else prototypes.to_own_columns(texts, "text"),
+    )
+
+
 def tower_states(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
     """Outputs of both towers before the projections; None for a side without inputs."""
     image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
@@ -126,6 +143,31 @@ def _inputs(
     model: PicoModel, batch: Mapping[str, Any], names: tuple[str, ...]
 ) -> dict[str, Tensor]:
     return {name: batch[name].to(model.device) for name in names if name in batch}
+
+
+def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
+    """What the images and captions of a split vary in and share, in the encoder's own columns."""
+    images = encoder.batches(split.images(), "Moments of images", own_columns)
+    captions = encoder.batches(split.captions(), "Moments of captions", own_columns)
+    return PairMoments(
+        SideMoments.of(image for image, _ in images),
+        SideMoments.of(text for _, text in captions),
+        split.text_to_image,
+    )
+
+
+def evaluate_form(model: PicoModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
+    """Metrics of a split with scores vᵀBt in place of weighted columns.
+
+    Args:
+        model: Scores.
+        split: In the encoder's own columns, see [`own_columns`].
+        form: B (D, D), as `pico_hf.canonical.bilinear_form` gives it.
+    """
+    words = split.texts.features @ form.t().to(split.texts.features)
+    uniform = torch.ones(len(form), device=words.device)
+    met = replace(split, texts=TokenFeatures(words, split.texts.mask))
+    return evaluate_retrieval(model, met, uniform)
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ Lost in either case are the late interaction (a plain encoder compares one vecto
 per text) and the trained scale and bias of the scores. Without folding the column weights are lost,
 too.
 
-Folding multiplies row d of the last projection of both sides, and entry d of its bias, by √w_d. The
-dot product of unnormalised features, of tokens and of the pooled ones, then is the weighted one:
+Folding turns the last projection of either side into the columns that are weighed, the encoder's own
+or canonical ones, and multiplies row d of it, and entry d of its bias, by √w_d. The dot product of
+unnormalised features, of tokens and of the pooled ones, then is the weighted one:
 Σ_d (√w_d v_d)(√w_d t_d) = Σ_d w_d v_d t_d. A cosine is not: whoever normalises the folded features
 divides by √(Σ_d w_d v_d²) where [`PicoModel`] divides by √(Σ_d v_d²), so that each score differs
 from the weighted one by the ratio of those lengths. Ranks may change.
@@ -56,7 +57,7 @@ def export_encoder(
     if not fold:
         encoder.save_pretrained(folder, **kwargs)
         return
-    with _folded(last_linears(encoder), model.column_weights):
+    with _folded(last_linears(encoder), _column_maps(model)):
         encoder.save_pretrained(folder, **kwargs)
 
 
@@ -105,19 +106,37 @@ def last_linears(encoder: PreTrainedModel) -> list[nn.Linear]:
     return found
 
 
+def _column_maps(model: PicoModel) -> list[Tensor]:
+    """(D, D) per side: from the encoder's own columns to weighed ones, each times √w_d."""
+    prototypes: Any = model.prototypes
+    root = model.column_weights.sqrt().diag()
+    if not prototypes.canonical:
+        return [root, root]
+    return [root @ prototypes.image_basis.t(), root @ prototypes.text_basis.t()]
+
+
 @contextmanager
-def _folded(linears: list[nn.Linear], weights: Tensor) -> Iterator[None]:
-    """Scales the columns of projections within the block; one that both share is scaled once."""
-    tensors = [t for linear in linears for t in (linear.weight, linear.bias) if t is not None]
-    exact = [tensor.detach().clone() for tensor in tensors]
+def _folded(linears: list[nn.Linear], maps: list[Tensor]) -> Iterator[None]:
+    """Maps the columns of projections within the block; one that both share is mapped once."""
+    if len(linears) == 1 and not torch.equal(*maps):
+        raise ValueError(
+            "`fold` needs a projection per side: the canonical columns of images and texts differ, "
+            "and this encoder projects both by one module. Export it without folding."
+        )
+    tensors = [
+        (tensor, columns)
+        for linear, columns in zip(linears, maps, strict=False)
+        for tensor in (linear.weight, linear.bias)
+        if tensor is not None
+    ]
+    exact = [tensor.detach().clone() for tensor, _ in tensors]
     try:
         with torch.no_grad():
-            for tensor in tensors:
-                scale = weights.sqrt().to(tensor.device)
-                rows = scale.unsqueeze(1) if tensor.ndim == 2 else scale
-                tensor.copy_(tensor.to(torch.promote_types(tensor.dtype, scale.dtype)) * rows)
+            for tensor, columns in tensors:
+                exactly = torch.promote_types(tensor.dtype, columns.dtype)
+                tensor.copy_(columns.to(tensor.device, exactly) @ tensor.to(exactly))
         yield
     finally:
         with torch.no_grad():
-            for tensor, before in zip(tensors, exact, strict=True):
+            for (tensor, _), before in zip(tensors, exact, strict=True):
                 tensor.copy_(before)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from pico_hf import encoders
 from pico_hf.data import ImageTextDataset
@@ -80,11 +80,15 @@ class CachedImageTextDataset(ImageTextDataset):
 
     def images(self) -> Dataset:
         """All images once, as hidden states."""
-        return self._stores[0]
+        return Subset(self._stores[0], range(len(self)))
 
     def captions(self) -> Dataset:
         """All captions once, as hidden states."""
-        return self._stores[1]
+        return Subset(self._stores[1], range(len(self.text_to_image)))
+
+    def first(self, images: int) -> CachedImageTextDataset:
+        """The first `images` images, whose features are the first of those in the folder."""
+        return CachedImageTextDataset(super().first(images), self.folder)
 
 
 def cache_token_features(

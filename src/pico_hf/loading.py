@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pico_hf.alignment import CANONICAL
 from pico_hf.checked_files import HUB_OPTIONS, check_model_files, plain_errors
 from pico_hf.configuration_pico import PicoConfig
 
@@ -78,6 +79,11 @@ def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]
                 f"`{name}` in the weights has the shape {shapes[name]}, but (`num_prototypes`, "
                 f"`probe_size`) are {expected}. Load the model with the values it was saved with."
             )
+    if "prototypes.image_basis" in shapes and config.get("estimator", CANONICAL) != CANONICAL:
+        raise ValueError(
+            f"`estimator` is {config['estimator']!r}, but the weights were saved with "
+            f"{CANONICAL!r}: their columns are not the encoder's own. Load the model with that."
+        )
 
 
 def safe_options(options: dict[str, Any]) -> dict[str, Any]:

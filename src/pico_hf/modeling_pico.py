@@ -27,6 +27,13 @@ from pico_hf.token_model import TokenModel
 
 logger = logging.getLogger(__name__)
 
+# What is in a buffer of the prototypes that a checkpoint lacks; zeros in those not named here.
+_BUFFER_INIT = {
+    "semantic_probability": init.ones_,
+    "image_basis": init.eye_,
+    "text_basis": init.eye_,
+}
+
 
 @dataclass
 class PicoOutput(ModelOutput):
@@ -174,8 +181,7 @@ class PicoModel(TokenModel):
         """Fills what a checkpoint lacks: after meta-device loading such buffers are garbage."""
         if isinstance(module, PicoPrototypes):
             for name, buffer in module.named_buffers(recurse=False):
-                fill = init.ones_ if name == "semantic_probability" else init.zeros_
-                fill(buffer)
+                _BUFFER_INIT.get(name, init.zeros_)(buffer)
         elif isinstance(module, PairLogits):
             init.zeros_(module.logit_scale)
             init.zeros_(module.logit_bias)

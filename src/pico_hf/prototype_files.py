@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import PushToHubMixin
 
+from pico_hf.alignment import CANONICAL, AlignedPrototypes
 from pico_hf.checked_files import (
     check_safetensors,
     find_file,
@@ -26,7 +27,6 @@ from pico_hf.checked_files import (
 )
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoders import projection_parameters
-from pico_hf.prototypes import StylePrototypes
 
 WEIGHTS_FILE = "prototypes.safetensors"
 FACTS_FILE = "prototypes.json"
@@ -114,14 +114,14 @@ class _EncoderLink:
         return _EncoderLink, ()
 
 
-class PicoPrototypes(StylePrototypes, PushToHubMixin):
+class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
     """Style prototypes that can be saved, loaded and pushed to the Hub without their encoder.
 
     A model's own prototypes are part of its `model.safetensors`; the files written here hand them
     to somebody who has the encoder already. `prototypes.safetensors` has the buffers,
     `prototypes.json` says what they are: D, K, R, estimator, combination, fusion, τ, the package's
     version and the encoder's fingerprint. `push_to_hub` takes what `PreTrainedModel.push_to_hub`
-    takes. For the arguments see [`StylePrototypes`].
+    takes. For the arguments see [`AlignedPrototypes`].
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -265,6 +265,9 @@ def _check_shapes(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
         "semantic_probability": (facts["num_columns"],),
     }
     expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
+    if facts["estimator"] == CANONICAL:
+        square = (facts["num_columns"],) * 2
+        expected |= {"image_basis": square, "text_basis": square}
     if buffers.keys() != expected.keys():
         raise ValueError(
             f"{WEIGHTS_FILE} must hold {', '.join(expected)}; got {', '.join(sorted(buffers))}."

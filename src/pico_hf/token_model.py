@@ -68,7 +68,8 @@ class TokenModel(StoredPicoModel):
         if self.training and self.config.column_dropout > 0:
             hidden = _without_some_columns(hidden, self.config.column_dropout)
         projected = encoders.project_image_tokens(self.encoder, hidden.features)
-        return _unit_length(projected, hidden.mask, "image")
+        tokens = _unit_length(projected, hidden.mask, "image")
+        return self.prototypes.to_columns(tokens, "image")
 
     def _image_hidden_states(
         self,
@@ -128,7 +129,8 @@ class TokenModel(StoredPicoModel):
         else:
             hidden = _hidden(self, text_hidden_states, word_mask)
         projected = encoders.project_text_tokens(self.encoder, hidden.features)
-        return _unit_length(projected, hidden.mask, "text")
+        tokens = _unit_length(projected, hidden.mask, "text")
+        return self.prototypes.to_columns(tokens, "text")
 
     # ---- style -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
@@ -17,17 +18,26 @@ from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 from pico_hf.adapter_files import CARRIED, save_companions
 from pico_hf.adapter_loading import check_weights
 from pico_hf.callbacks import PrototypeFeedbackCallback
+from pico_hf.canonical import CANDIDATES
 from pico_hf.checked_files import check_safetensors, read_tensors
 from pico_hf.data import ImageTextDataset, PicoCollator
 from pico_hf.encoders import projection_parameters
-from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.evaluation import (
+    SplitEncoder,
+    evaluate_form,
+    evaluate_retrieval,
+    own_columns,
+    pair_moments,
+)
 from pico_hf.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.prototypes import Refinement
 from pico_hf.publishing import copy_model_files, write_run_card
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training_args import PicoTrainingArguments
 
 MIN_DEV_IMAGES = 10
+TRIAL_IMAGES = 1000  # of the dev split: every candidate for canonical columns ranks them once
 
 
 class PicoTrainer(Trainer):
@@ -121,15 +131,38 @@ class PicoTrainer(Trainer):
         self.pico_model.restart_prototypes(size)
 
     def refine_prototypes(self) -> None:
-        """One iteration: statistics of the probe set, new prototypes, a trial on dev, fusing."""
+        """One iteration of style prototypes, or one alignment of canonical columns.
+
+        Either takes statistics of training pairs, tries what follows from them on the dev split,
+        the network frozen, and fuses it by what it brought. It needs no training: with an encoder
+        as it is, `train_dataset` and `eval_dataset` are all it looks at.
+        """
         model = self.pico_model
+        if model.prototypes.canonical:
+            for report in self._align_columns():
+                self._log_refinement(report)
+            return
         dev = self._split_encoder().split(self.dev_split, "Feedback trial")
 
         def trial(probability: Tensor) -> float:
             return evaluate_retrieval(model, dev, column_weights(probability))["rsum"]
 
-        report = model.prototypes.refine(self.probe_statistics(), trial)
-        weights = model.column_weights
+        self._log_refinement(model.prototypes.refine(self.probe_statistics(), trial))
+
+    def _align_columns(self) -> list[Refinement]:
+        model, encoder = self.pico_model, self._split_encoder()
+        pairs = self.train_dataset.first(self.args.alignment_images)
+        moments = pair_moments(encoder, pairs)
+        dev = encoder.split(self.dev_split.first(TRIAL_IMAGES), "Feedback trials", own_columns)
+        trials = tqdm(CANDIDATES, "Feedback trials", disable=self.args.disable_tqdm, leave=False)
+
+        def trial(form: Tensor) -> float:
+            return evaluate_form(model, dev, form)["rsum"]
+
+        return model.prototypes.align(moments, trial, trials)
+
+    def _log_refinement(self, report: Refinement) -> None:
+        weights = self.pico_model.column_weights
         self.log(
             {
                 "pico_iteration": report.iteration,

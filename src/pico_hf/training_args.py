@@ -19,6 +19,8 @@ class PicoTrainingArguments(TrainingArguments):
         prototype_warmup_epochs: Epochs with uniform weights before the first refinement; the hinge
             loss ramps over all negatives meanwhile. >= 0.
         freeze_encoder: Train projections only and cache the towers' token features once.
+        alignment_images: Images of the training split, with all their captions, from which
+            canonical columns are estimated when training ends; >= 2.
         feature_cache_dir: Where those features are kept; None puts them under `output_dir`.
         tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10,
             and `learning_rate` for an adapter of the towers.
@@ -63,6 +65,9 @@ class PicoTrainingArguments(TrainingArguments):
     prototype_warmup_epochs: float = field(
         default=1.0, metadata={"help": "Epochs with uniform weights before the first refinement."}
     )
+    alignment_images: int = field(
+        default=20_000, metadata={"help": "Training images that canonical columns come from."}
+    )
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train projections only; cache token features once."}
     )
@@ -80,6 +85,8 @@ class PicoTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"`prototype_warmup_epochs` must be >= 0, got {self.prototype_warmup_epochs}."
             )
+        if self.alignment_images < 2:
+            raise ValueError(f"`alignment_images` must be >= 2, got {self.alignment_images}.")
         if self.per_device_train_batch_size < 2:
             raise ValueError(
                 "`per_device_train_batch_size` must be >= 2, got "

@@ -1,0 +1,115 @@
+"""Outputs of frozen towers over the study's data, computed once: one store per corpus and tower.
+
+Run: python benchmarks/effect/features.py --corpora flickr8k emoji --towers lite0 lite2
+It needs the data in `--data` (see RESULTS.md for their form) and takes about a quarter of an hour
+per corpus and tower on one core. A picture's 7 × 7 cells are averaged to a 4 × 4 grid, as in the
+first measurements of the method, which makes every later run three times as fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import Dataset
+
+from pico_hf import PicoCollator, PicoModel
+from pico_hf.evaluation import SplitEncoder, tower_states
+from pico_hf.feature_cache import TokenStore
+from pico_hf.similarity import TokenFeatures
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {
+    "flickr8k": ("flickr8k/train-0.parquet", "flickr8k/train-1.parquet", "flickr8k/val.parquet"),
+    "emoji": ("emoji-styles/train.parquet", "emoji-styles/validation.parquet"),
+}
+# Text columns of a corpus; a list of tags is one text.
+TEXTS = {"flickr8k": ("captions",), "emoji": ("label", "tags")}
+GRID = 4
+
+
+def corpus(name: str, data: Path) -> datasets.Dataset:
+    """All rows of a corpus, its files in their order."""
+    files = [str(data / file) for file in FILES[name]]
+    return datasets.load_dataset("parquet", data_files=files, split="train")
+
+
+def texts(rows: datasets.Dataset, column: str) -> list[list[str]]:
+    """The texts of every row: its captions, or its label or tags as a single one."""
+    values = rows[column]
+    if column == "captions":
+        return [list(captions) for captions in values]
+    return [[value if isinstance(value, str) else ", ".join(value)] for value in values]
+
+
+class _Column(Dataset):
+    def __init__(self, key: str, values: Sequence) -> None:
+        self.key, self.values = key, values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, row: int) -> dict:
+        return {self.key: self.values[row]}
+
+
+def to_grid(tokens: TokenFeatures) -> TokenFeatures:
+    """Cells of a square map averaged to GRID × GRID."""
+    images, cells, columns = tokens.features.shape
+    side = int(cells**0.5)
+    cube = tokens.features.transpose(1, 2).reshape(images, columns, side, side)
+    pooled = adaptive_avg_pool2d(cube, GRID).flatten(2).transpose(1, 2)
+    return TokenFeatures(pooled, torch.ones(pooled.shape[:2], dtype=torch.bool))
+
+
+def write_once(folder: Path, batches: Iterator[TokenFeatures]) -> None:
+    """Writes a store under a temporary name; an interrupted run leaves no half store."""
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        TokenStore.write(partial, batches)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def compute(name: str, tower: str, data: Path, folder: Path) -> None:
+    """Stores `NAME-TOWER` (pictures) and `NAME-COLUMN` (texts), each if it is not there yet."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from lite_clip import load_lite_clip
+
+    rows = corpus(name, data)
+    encoder, processor = load_lite_clip(vision=tower)
+    model = PicoModel.from_encoder(encoder).eval()
+    split_encoder = SplitEncoder(model, PicoCollator(processor, config=model.config))
+    for column in TEXTS[name]:
+        if not (folder / f"{name}-{column}").exists():
+            flat = [text for row in texts(rows, column) for text in row]
+            batches = split_encoder.batches(_Column("caption", flat), column, tower_states)
+            write_once(folder / f"{name}-{column}", (text for _, text in batches))
+    if not (folder / f"{name}-{tower}").exists():
+        batches = split_encoder.batches(_Column("image", rows["image"]), tower, tower_states)
+        write_once(folder / f"{name}-{tower}", (to_grid(image) for image, _ in batches))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--corpora", nargs="+", default=list(FILES), choices=FILES)
+    parser.add_argument("--towers", nargs="+", default=["lite0", "lite2"])
+    parser.add_argument("--output", type=Path, default=Path("outputs/effect/features"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    for tower in args.towers:
+        for name in args.corpora:
+            compute(name, tower, args.data, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The main table: what column weights bring, literal and canonical, beside controls and peers.
+
+Run: python benchmarks/effect/main_table.py            # benchmarks/effect/main.yaml, hours
+     python benchmarks/effect/main_table.py --part 0/2 # and 1/2: two processes share the jobs
+`features.py` comes first. Every job trains its base, w = 1, once. Rows of canonical columns are
+estimated on that network when it is done; rows that weigh columns while the projections are trained
+train a network each, from the same start and in the same order of the data. Lines that are in the
+file of results already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from features import ROOT
+from peers import PEERS
+from study import Job, StoredSplit, Study, mine
+from torch import Tensor
+
+from pico_hf import PicoTrainer
+from pico_hf.alignment import fuse_forms
+from pico_hf.canonical import CANDIDATES, bilinear_form, canonical_columns
+from pico_hf.evaluation import (
+    EncodedSplit,
+    evaluate_form,
+    evaluate_retrieval,
+    own_columns,
+    pair_moments,
+)
+from pico_hf.fusion import FUSION_RULES
+from pico_hf.semantic import ColumnStatistics, column_statistics
+from pico_hf.similarity import TokenFeatures
+
+BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
+# Literal rows: estimator, fusion, and what is done to the probability or to the statistics.
+LITERAL: dict[str, dict[str, Any]] = {
+    "p̂ only": {"estimator": "pseudo"},
+    "paper, normalised gain (PICO)": {},
+    "paper, last": {"fusion": "last"},
+    "paper, uniform mean": {"fusion": "uniform"},
+    "paper, EMA 0.9": {"fusion": "ema"},
+    "paper, gated EMA": {"fusion": "gated_ema"},
+    "paper, shuffled Δ": {"control": "shuffled"},
+    "paper, permuted w": {"control": "permuted"},
+    "paper, inverted p": {"control": "inverted"},
+    "p̂ of mismatched pairs": {"estimator": "pseudo", "control": "mismatched"},
+}
+FUSION_LABELS = {"last": "last", "uniform": "uniform mean", "ema": "EMA 0.9"}
+FUSION_LABELS |= {"gated_ema": "gated EMA"}
+
+
+def permutation(columns: int, seed: int) -> Tensor:
+    return torch.randperm(columns, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+# ---- rows that weigh columns in training ---------------------------------------------------------
+
+
+def mismatched(trainer: PicoTrainer) -> ColumnStatistics:
+    """Statistics of the probe set with every text at the image before its own."""
+    probe = trainer.train_dataset.probe(trainer.pico_model.config.probe_size)
+    batches = list(trainer._split_encoder().batches(probe, "Probe"))
+    images = TokenFeatures.concatenate([image for image, _ in batches])
+    texts = TokenFeatures.concatenate([text for _, text in batches])
+    return column_statistics(images, texts[torch.arange(len(texts)).roll(1)])
+
+
+def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float]) -> None:
+    """Changes what a control changes, in trials and in what is kept alike."""
+    prototypes = trainer.pico_model.prototypes
+    estimate = prototypes._estimate
+    order = permutation(len(prototypes.semantic_probability), seed)
+    if kind == "permuted":
+        prototypes._estimate = lambda *args: estimate(*args)[order]
+    elif kind == "inverted":
+        prototypes._estimate = lambda *args: 1.0 - estimate(*args)
+    elif kind == "mismatched":
+        trainer.probe_statistics = lambda: mismatched(trainer)
+    elif kind == "shuffled":
+        given = iter(random.Random(seed).sample(gains, len(gains)))
+        refine = prototypes.refine
+        prototypes.refine = lambda statistics, trial: refine(
+            statistics, lambda p: float(prototypes.performance) + next(given)
+        )
+
+
+def run_literal(study: Study, job: Job) -> None:
+    """Trains one network per literal row that is missing."""
+    splits = study.splits(job)
+    for row, knobs in LITERAL.items():
+        if study.has(row=row, **vars(job)):
+            continue
+        started = time.time()
+        model = study.start(
+            job, **{"estimator": "paper"} | {k: v for k, v in knobs.items() if k != "control"}
+        )
+        trainer = study.trainer(job, splits, model, eval_strategy="epoch")
+        gains = []
+        if knobs.get("control") == "shuffled":
+            of = {"row": "paper, normalised gain (PICO)", **vars(job)}
+            gains = next(
+                line["gains"]
+                for line in study.done()
+                if all(line.get(k) == v for k, v in of.items())
+            )
+        control(trainer, knobs.get("control"), job.seed, gains)
+        trainer.train()
+        log = trainer.state.log_history
+        study.write(
+            job,
+            row,
+            started,
+            metrics=scores(trainer, splits),
+            spread=float(model.column_weights.std(correction=0)),
+            gains=[entry["pico_feedback"] for entry in log if "pico_feedback" in entry],
+        )
+
+
+def scores(trainer: PicoTrainer, splits: dict[str, StoredSplit]) -> dict[str, dict[str, float]]:
+    """Metrics of every test split."""
+    return {
+        part: evaluate_retrieval(trainer.pico_model, trainer._split_encoder().split(rows))
+        for part, rows in splits.items()
+        if part not in ("train", "feedback")
+    }
+
+
+# ---- rows on the trained base --------------------------------------------------------------
+
+
+def canonical_forms(
+    trainer: PicoTrainer,
+    splits: dict[str, StoredSplit],
+    feedback: EncodedSplit,
+    seed: int,
+    only: bool,
+) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    """Rows of canonical columns as bilinear forms: the fusion rules, then the controls."""
+    encoder, model = trainer._split_encoder(), trainer.pico_model
+
+    def trial(form: Tensor) -> float:
+        return evaluate_form(model, feedback, form)["rsum"]
+
+    own = torch.eye(model.config.encoder_config.projection_dim, dtype=torch.float64)
+    before = trial(own)
+
+    def tried(moments: Any) -> tuple[list[Tensor], list[float]]:
+        forms = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
+        return forms, [trial(form) - before for form in forms]
+
+    moments = pair_moments(encoder, splits["train"])
+    forms, gains = tried(moments)
+    fused = fuse_forms(forms, gains)[0]
+    yield CHOSEN, fused, {"gains": gains}
+    basis = canonical_columns(fused)
+    order = permutation(len(own), seed)
+
+    def weighed(probability: Tensor) -> Tensor:
+        return basis.image_basis @ probability.diag() @ basis.text_basis.t()
+
+    yield "canonical, permuted w", weighed(basis.semantic_probability[order]), {}
+    yield "canonical, inverted p", weighed(1 - basis.semantic_probability), {}
+    if only:
+        return
+    yield "canonical, w = 1", weighed(torch.ones_like(basis.semantic_probability)), {}
+    for rule in FUSION_RULES:
+        if rule in FUSION_LABELS:
+            yield f"canonical, {FUSION_LABELS[rule]}", fuse_forms(forms, gains, rule)[0], {}
+    shuffled = random.Random(seed).sample(gains, len(gains))
+    yield "canonical, shuffled Δ", fuse_forms(forms, shuffled)[0], {}
+    wrong = moments.text_to_image.roll(len(moments.text_to_image) // 2)
+    others, their_gains = tried(type(moments)(moments.images, moments.texts, wrong))
+    yield "canonical, mismatched pairs", fuse_forms(others, their_gains)[0], {}
+    diagonal = moments.shared().diagonal().clamp(min=0).diag()
+    yield "own columns, matched − mismatched", diagonal, {}
+
+
+def run_pooled(study: Study, job: Job) -> None:
+    """One token per image and text: the pooled embedding of VSE-style models, trained alike."""
+    if study.has(row="pooled cosine", **vars(job)):
+        return
+    started = time.time()
+    splits = study.splits(job, pooled=True)
+    trainer = study.trainer(job, splits, refine_prototypes=False)
+    trainer.train()
+    study.write(job, "pooled cosine", started, metrics=scores(trainer, splits), spread=0.0)
+
+
+def run_trained(study: Study, job: Job, rows: str) -> None:
+    """Trains the base and scores every row that is estimated on it."""
+    if study.has(row="complete", **vars(job)):
+        return
+    started = time.time()
+    splits = study.splits(job)
+    trainer = study.trainer(job, splits, refine_prototypes=False)
+    trainer.train()
+    model, encoder = trainer.pico_model, trainer._split_encoder()
+    parts = [part for part in splits if part not in ("train", "feedback")]
+    encoded = {part: encoder.split(splits[part], part, own_columns) for part in parts}
+    write = partial(study.write, job, started=started)
+
+    def measure(form: Tensor) -> dict[str, dict[str, float]]:
+        return {part: evaluate_form(model, split, form) for part, split in encoded.items()}
+
+    own = torch.eye(model.config.encoder_config.projection_dim, dtype=torch.float64)
+    write(row=BASE, metrics=measure(own), spread=0.0)
+    feedback = encoder.split(splits["feedback"], "feedback", own_columns)
+    for row, form, more in canonical_forms(trainer, splits, feedback, job.seed, rows == "chief"):
+        values = torch.linalg.svdvals(form)
+        spread = float((values / values.mean()).std(correction=0))
+        write(row=row, metrics=measure(form), spread=spread, **more)
+    if rows == "all":
+        for row, peer in PEERS.items():
+            write(row=row, metrics=peer(trainer, encoded), spread=0.0)
+    study.save(job, model)
+    write(row="complete")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("main.yaml"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
+    parser.add_argument("--part", default="0/1")
+    args = parser.parse_args(arguments)
+    study = Study(args.config, args.output, args.data)
+    jobs = [
+        (Job(**{k: v for k, v in entry.items() if k != "rows"}, seed=seed), entry["rows"])
+        for entry in study.config["jobs"]
+        for seed in study.config["seeds"]
+    ]
+    chosen = mine(jobs, args.part)
+    for job, rows in chosen:
+        run_trained(study, job, rows)
+        if rows == "all":
+            run_pooled(study, job)
+    for job, rows in chosen:
+        if rows == "all":
+            run_literal(study, job)
+
+
+if __name__ == "__main__":
+    main()

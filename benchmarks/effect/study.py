@@ -1,0 +1,306 @@
+"""What every table of the study shares: splits of cached features, training, lines of results."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from features import FILES, ROOT, corpus, texts
+from pyarrow.parquet import read_metadata
+from safetensors.torch import load_file, save_file
+from torch.utils.data import Dataset, Subset
+from transformers import set_seed
+
+from pico_hf import ImageTextDataset, PicoModel, PicoTrainer, PicoTrainingArguments
+from pico_hf.encoders import projection_parameters
+from pico_hf.feature_cache import CachedImageTextDataset, TokenStore
+
+FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor
+HELD_OUT = {"flickr8k": 500, "emoji": 123}  # images, or concepts, that give feedback
+
+
+class StoredSplit(CachedImageTextDataset):
+    """Some rows of a corpus, with features from the stores of `features.py`.
+
+    Args:
+        corpus_rows: The whole corpus.
+        chosen: Row numbers.
+        tower: Name of the image tower.
+        column: The text column.
+        folder: Of the stores.
+        data: Of the corpora.
+        seed: Of the choice of captions.
+        pooled: One token per item, its mean.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        chosen: list[int],
+        tower: str,
+        column: str,
+        folder: Path,
+        data: Path,
+        seed: int,
+        pooled: bool = False,
+    ) -> None:
+        self._made_of = (name, tower, column, folder, data, seed, pooled)
+        self.chosen = chosen
+        whole, captions = _corpus(name, data), _texts(name, column, data)
+        starts = [0]
+        for row in captions:
+            starts.append(starts[-1] + len(row))
+        columns = {"captions": [captions[row] for row in chosen]}
+        columns["image_id"] = [whole.ids[row] for row in chosen]
+        columns["gallery"] = [whole.galleries[row] for row in chosen]
+        rows = whole.images.select(chosen)
+        for key, values in columns.items():
+            rows = rows.add_column(key, values)
+        ImageTextDataset.__init__(self, rows, seed)
+        words = [n for row in chosen for n in range(starts[row], starts[row + 1])]
+        stores = (
+            TokenStore(folder / f"{name}-{tower}", "image_hidden_states"),
+            TokenStore(folder / f"{name}-{column}", "text_hidden_states"),
+        )
+        kept = [_Mean(store) if pooled else store for store in stores]
+        self._stores = (Subset(kept[0], chosen), Subset(kept[1], words))
+
+    def first(self, images: int) -> StoredSplit:
+        return StoredSplit(self._made_of[0], self.chosen[:images], *self._made_of[1:])
+
+
+class _Mean(Dataset):
+    """Rows of one token each, the mean: heads are linear, so this is a pooled embedding."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        ((key, tokens),) = self.store[row].items()
+        return {key: tokens.float().mean(dim=0, keepdim=True).to(tokens.dtype)}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus without its pictures' features: what a split needs to know of every row."""
+
+    images: datasets.Dataset
+    ids: list[str]
+    galleries: list[str]
+    official_validation: int  # first row of the official validation part
+
+
+@cache
+def _corpus(name: str, data: Path) -> Corpus:
+    rows = corpus(name, data)
+    first = len(rows) - read_metadata(data / FILES[name][-1]).num_rows
+    images = rows.select_columns(["image"])
+    if name == "flickr8k":
+        return Corpus(images, rows["image_id"], [""] * len(rows), first)
+    return Corpus(images, rows["concept"], rows["style"], first)
+
+
+@cache
+def _texts(name: str, column: str, data: Path) -> list[list[str]]:
+    return texts(corpus(name, data), column)
+
+
+def family(style: str) -> str:
+    """Drawing family of a style: the fluent-* share drawings, two styles share a vendor."""
+    return "fluent" if style.startswith("fluent-") else FAMILIES.get(style, style)
+
+
+def row_numbers(dataset: str, data: Path) -> dict[str, list[int]]:
+    """Row numbers of train, feedback and test splits.
+
+    Args:
+        dataset: `"flickr8k"`, or `"emoji/FAMILY"` with the drawing family left out of training.
+    """
+    name, _, unseen = dataset.partition("/")
+    whole = _corpus(name, data)
+    official = range(whole.official_validation, len(whole.ids))
+    names = sorted(set(whole.ids[: whole.official_validation]))
+    feedback = set(random.Random(7).sample(names, HELD_OUT[name]))
+    train = range(whole.official_validation)
+    if name == "flickr8k":
+        return {
+            "train": [row for row in train if whole.ids[row] not in feedback],
+            "feedback": [row for row in train if whole.ids[row] in feedback],
+            "dev": list(official),
+        }
+    new = [family(style) == unseen for style in whole.galleries]
+    return {
+        "train": [row for row in train if whole.ids[row] not in feedback and not new[row]],
+        "feedback": [row for row in train if whole.ids[row] in feedback and not new[row]],
+        "seen": [row for row in official if not new[row]],
+        "unseen": [row for row in official if new[row]],
+        "known concepts, unseen": [
+            row for row in train if whole.ids[row] not in feedback and new[row]
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to be trained; every row of a table that shares it is paired by it.
+
+    Attributes:
+        dataset: See [`row_numbers`].
+        tower: Image tower.
+        loss: Training loss.
+        seed: Of projections, data order and captions.
+        column: Text column; None takes the data set's usual one.
+    """
+
+    dataset: str
+    tower: str
+    loss: str
+    seed: int
+    column: str | None = None
+
+    @property
+    def text_column(self) -> str:
+        return self.column or ("captions" if self.dataset == "flickr8k" else "label")
+
+
+class Study:
+    """Reads a config file, runs what is missing, and appends lines of results.
+
+    Args:
+        config: YAML file of a table.
+        output: Folder of features, networks and results.
+        data: Folder of the corpora.
+    """
+
+    def __init__(self, config: Path, output: Path, data: Path) -> None:
+        self.config = yaml.safe_load(config.read_text())
+        self.output, self.data = output, data
+        self.file = output / f"{config.stem}.jsonl"
+        output.mkdir(parents=True, exist_ok=True)
+
+    # ---- results ---------------------------------------------------------------------------
+
+    def done(self) -> list[dict[str, Any]]:
+        """All lines so far."""
+        if not self.file.exists():
+            return []
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
+    def has(self, **key: Any) -> bool:
+        """Whether there is a line with these values."""
+        return any(all(line.get(k) == v for k, v in key.items()) for line in self.done())
+
+    def write(self, job: Job, row: str, started: float, **values: Any) -> None:
+        """Appends a line."""
+        line = {**asdict(job), "row": row, **values}
+        line |= {"seconds": round(time.time() - started, 1), "commit": commit()}
+        with self.file.open("a") as out:
+            out.write(json.dumps(line) + "\n")
+        shown = {part: round(m["rsum"], 1) for part, m in values.get("metrics", {}).items()}
+        print(*asdict(job).values(), f"{row}: {shown}", flush=True)
+
+    def network(self, job: Job) -> Path:
+        """Where the trained projections of a job are kept."""
+        values = [
+            str(value).replace("/", "_") for value in asdict(job).values() if value is not None
+        ]
+        name = "-".join(values)
+        return self.output / "networks" / f"{name}.safetensors"
+
+    def save(self, job: Job, model: PicoModel) -> None:
+        """Keeps the trained projections; the towers are those of the packages."""
+        file = self.network(job)
+        file.parent.mkdir(exist_ok=True)
+        heads = projection_parameters(model.encoder)
+        named = dict(model.encoder.named_parameters())
+        save_file({name: named[name].detach() for name in heads}, file)
+
+    def load(self, job: Job) -> PicoModel:
+        """The trained network of a job."""
+        model = self.start(job)
+        model.encoder.load_state_dict(load_file(self.network(job)), strict=False)
+        return model
+
+    # ---- data and training -----------------------------------------------------------------
+
+    def splits(self, job: Job, pooled: bool = False) -> dict[str, StoredSplit]:
+        """Train, feedback and test splits of a job."""
+        name = job.dataset.partition("/")[0]
+        features = self.output / "features"
+        return {
+            part: StoredSplit(
+                name, rows, job.tower, job.text_column, features, self.data, job.seed, pooled
+            )
+            for part, rows in row_numbers(job.dataset, self.data).items()
+        }
+
+    def trainer(
+        self, job: Job, splits: dict[str, Any], model: PicoModel | None = None, **run: Any
+    ) -> PicoTrainer:
+        """A trainer of this job's network, from the same start for every row of a seed."""
+        knobs = self.config["training"]
+        args = PicoTrainingArguments(
+            output_dir=str(self.output / "run"),
+            freeze_encoder=True,
+            num_train_epochs=knobs["epochs"][job.dataset.partition("/")[0]],
+            learning_rate=knobs["learning_rate"],
+            per_device_train_batch_size=knobs["batch_size"],
+            lr_scheduler_type="cosine",
+            eval_strategy=run.pop("eval_strategy", "no"),
+            save_strategy="no",
+            load_best_model_at_end=False,
+            logging_steps=1000,
+            seed=job.seed,
+            report_to="none",
+            disable_tqdm=True,
+            **run,
+        )
+        return PicoTrainer(
+            model or self.start(job),
+            args,
+            train_dataset=splits["train"],
+            eval_dataset=splits["feedback"],
+            processing_class=processor(job.tower),
+        )
+
+    def start(self, job: Job, **knobs: Any) -> PicoModel:
+        """The frozen pair with newly drawn projections."""
+        from lite_clip import load_lite_clip
+
+        set_seed(job.seed)
+        encoder, _ = load_lite_clip(self.config["training"]["columns"], vision=job.tower)
+        return PicoModel.from_encoder(encoder, loss=job.loss, **knobs)
+
+
+@cache
+def processor(tower: str) -> Any:
+    from lite_clip import load_lite_clip
+
+    return load_lite_clip(vision=tower)[1]
+
+
+@cache
+def commit() -> str:
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def mine(jobs: list[Any], part: str) -> list[Any]:
+    """The jobs of one of several processes, `"0/2"` and `"1/2"`."""
+    number, of = (int(value) for value in part.split("/"))
+    return jobs[number::of]
+
+
+sys.path.insert(0, str(ROOT / "examples"))
