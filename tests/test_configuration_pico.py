@@ -25,7 +25,10 @@ def test_a_misspelt_key_is_refused_with_the_name_that_was_meant():
         ({"loss": "triplet"}, "`loss` must be one of hinge, infonce, sigmoid, got 'triplet'"),
         ({"fusion": "best"}, "`fusion` must be one of .*normalised_gain.*, got 'best'"),
         ({"column_dropout": 1.0}, r"`column_dropout` must be in \[0, 1\), got 1.0"),
-        ({"estimator": "oracle"}, "`estimator` must be one of canonical, paper, pseudo, got 'oracle'"),
+        (
+            {"estimator": "oracle"},
+            "`estimator` must be one of canonical, paper, pseudo, got 'oracle'",
+        ),
         ({"encoder_config": {"model_type": "martian"}}, "model_type 'martian'"),
     ],
 )

@@ -13,8 +13,8 @@ from pico_hf.encoders import (
     text_hidden_states,
     text_output,
 )
-from pico_hf.export import export_encoder, last_linears
-from tiny import tiny_encoder, tiny_inputs, tiny_processor
+from pico_hf.export import _folded, export_encoder, last_linears
+from tiny import tiny_encoder, tiny_inputs, tiny_processor, tiny_refined
 from tiny_encoders import BUILDERS
 
 ALL = list(BUILDERS)
@@ -95,6 +95,31 @@ def test_folded_dot_products_are_the_weighted_ones(name, tmp_path):
         got = products(*features(folded, name))
         scale = float(expected.abs().max())
         torch.testing.assert_close(got / scale, expected / scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "swin+bert"])
+@torch.no_grad()
+def test_folding_canonical_columns_gives_their_weighted_dot_products(name, tmp_path):
+    model = tiny_refined(name).eval()
+    assert model.prototypes.canonical
+    export_encoder(model, tmp_path, fold=True)
+    images, texts = tokens(model.encoder, name)
+    columns = images @ model.prototypes.image_basis, texts @ model.prototypes.text_basis
+    expected = products(columns[0] * model.column_weights, columns[1])
+    got = products(*tokens(plain(tmp_path), name))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(got / scale, expected / scale, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_canonical_columns_of_a_shared_projection_are_not_folded():
+    linear = torch.nn.Linear(3, 2)
+    maps = [torch.eye(2), torch.eye(2).flip(0)]
+    with (
+        pytest.raises(ValueError, match="`fold` needs a projection per side"),
+        _folded([linear], maps),
+    ):
+        pass
 
 
 @torch.no_grad()

@@ -70,6 +70,18 @@ def test_prototypes_of_another_shape_inside_a_model_are_refused(folder, shape):
     assert str(shape) in message
 
 
+def test_canonical_columns_are_not_read_as_the_encoders_own(folder):
+    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder, estimator="paper"))
+    assert "`estimator` is 'paper', but the weights were saved with 'canonical'" in message
+
+
+def test_a_model_without_a_basis_starts_from_the_encoders_own_columns(tmp_path):
+    tiny_refined(estimator="paper").save_pretrained(tmp_path)
+    prototypes = PicoModel.from_pretrained(tmp_path, estimator="canonical").prototypes
+    for basis in (prototypes.image_basis, prototypes.text_basis):
+        assert torch.equal(basis, torch.eye(16))
+
+
 def test_a_folder_with_pickled_weights_only_is_refused_unopened(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(MustNotRun()))

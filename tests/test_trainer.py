@@ -183,6 +183,65 @@ def test_towers_learn_more_slowly_than_heads(make_trainer):
     assert rates[id(tower)] == pytest.approx(1e-3)
 
 
+def test_canonical_columns_are_aligned_once_when_training_is_over(make_trainer):
+    trainer = make_trainer(estimator="canonical")
+    trainer.train()
+    log = trainer.state.log_history
+    assert [e["pico_iteration"] for e in log if "pico_iteration" in e] == list(range(1, 19))
+    assert {e["step"] for e in log if "pico_iteration" in e} == {12}
+    assert trainer.pico_model.column_weights.std() > 0 or max(history(trainer, "pico_feedback")) < 0
+
+
+def test_training_with_canonical_columns_is_that_of_the_base_until_then(make_trainer):
+    aligned = make_trainer(estimator="canonical", load_best_model_at_end=False)
+    base = make_trainer(refine_prototypes=False, load_best_model_at_end=False, folder="base")
+    for trainer in (aligned, base):
+        trainer.train()
+    for name, value in base.pico_model.encoder.state_dict().items():
+        assert torch.equal(value, aligned.pico_model.encoder.state_dict()[name]), name
+
+
+def test_the_aligned_model_is_scored_and_never_below_its_own_columns(make_trainer):
+    trainer = make_trainer(estimator="canonical")
+    trainer.train()
+    scores = history(trainer, "eval_rsum")
+    assert len(scores) == 4  # three epochs, then the aligned model
+    assert scores[-1] >= trainer.state.best_metric - 1e-6
+    assert trainer.evaluate()["eval_rsum"] == pytest.approx(scores[-1])
+
+
+def test_a_resumed_run_is_aligned_as_the_unbroken_one(make_trainer):
+    knobs = {"estimator": "canonical", "load_best_model_at_end": False}
+    unbroken, resumed = make_trainer(**knobs), make_trainer(**knobs)
+    unbroken.train()
+    resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-8")
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
+    trainer = make_trainer(estimator="canonical", freeze_encoder=True, alignment_images=20)
+    before = trainer.evaluate()["eval_rsum"]
+    encoder = {k: v.clone() for k, v in trainer.pico_model.encoder.state_dict().items()}
+    trainer.refine_prototypes()
+    assert trainer.evaluate()["eval_rsum"] >= before
+    for name, value in trainer.pico_model.encoder.state_dict().items():
+        assert torch.equal(value, encoder[name]), name
+
+
+def test_aligning_again_starts_from_the_encoders_own_columns(make_trainer):
+    trainer = make_trainer(estimator="canonical")
+    trainer.refine_prototypes()
+    first = trainer.pico_model.column_weights.clone()
+    trainer.refine_prototypes()
+    torch.testing.assert_close(trainer.pico_model.column_weights, first, atol=1e-3, rtol=1e-3)
+
+
+def test_a_number_of_images_to_align_with_is_checked(make_trainer):
+    with pytest.raises(ValueError, match="`alignment_images` must be >= 2, got 1"):
+        make_trainer(alignment_images=1)
+
+
 def test_a_dev_split_of_fewer_than_ten_images_is_refused(make_trainer):
     with pytest.raises(ValueError, match="`eval_dataset` must have at least 10 images, got 9"):
         make_trainer(dev=9)

@@ -10,18 +10,15 @@ file of results already are not run again.
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from features import ROOT
 from peers import PEERS
-from study import Job, StoredSplit, Study, mine
+from study import Job, StoredSplit, Study, from_command_line
 from torch import Tensor
 
 from pico_hf import PicoTrainer
@@ -98,19 +95,19 @@ def run_literal(study: Study, job: Job) -> None:
         if study.has(row=row, **vars(job)):
             continue
         started = time.time()
-        model = study.start(
-            job, **{"estimator": "paper"} | {k: v for k, v in knobs.items() if k != "control"}
-        )
+        wanted = {"estimator": "paper", **knobs}
+        kind = wanted.pop("control", None)
+        model = study.start(job, **wanted)
         trainer = study.trainer(job, splits, model, eval_strategy="epoch")
         gains = []
-        if knobs.get("control") == "shuffled":
+        if kind == "shuffled":
             of = {"row": "paper, normalised gain (PICO)", **vars(job)}
             gains = next(
                 line["gains"]
                 for line in study.done()
                 if all(line.get(k) == v for k, v in of.items())
             )
-        control(trainer, knobs.get("control"), job.seed, gains)
+        control(trainer, kind, job.seed, gains)
         trainer.train()
         log = trainer.state.log_history
         study.write(
@@ -125,11 +122,16 @@ def run_literal(study: Study, job: Job) -> None:
 
 def scores(trainer: PicoTrainer, splits: dict[str, StoredSplit]) -> dict[str, dict[str, float]]:
     """Metrics of every test split."""
+    encoder = trainer._split_encoder()
     return {
-        part: evaluate_retrieval(trainer.pico_model, trainer._split_encoder().split(rows))
-        for part, rows in splits.items()
-        if part not in ("train", "feedback")
+        part: evaluate_retrieval(trainer.pico_model, encoder.split(splits[part]))
+        for part in tests(splits)
     }
+
+
+def tests(splits: dict[str, StoredSplit]) -> list[str]:
+    """Names of the splits that numbers are reported on."""
+    return [part for part in splits if part not in ("train", "feedback")]
 
 
 # ---- rows on the trained base --------------------------------------------------------------
@@ -182,15 +184,24 @@ def canonical_forms(
     yield "own columns, matched − mismatched", diagonal, {}
 
 
-def run_pooled(study: Study, job: Job) -> None:
-    """One token per image and text: the pooled embedding of VSE-style models, trained alike."""
-    if study.has(row="pooled cosine", **vars(job)):
+def run_peers(study: Study, job: Job) -> None:
+    """Pooled embeddings trained alike, and what is learned by gradient on the trained base."""
+    missing = [row for row in ("pooled cosine", *PEERS) if not study.has(row=row, **vars(job))]
+    if not missing:
         return
-    started = time.time()
-    splits = study.splits(job, pooled=True)
-    trainer = study.trainer(job, splits, refine_prototypes=False)
-    trainer.train()
-    study.write(job, "pooled cosine", started, metrics=scores(trainer, splits), spread=0.0)
+    splits = study.splits(job)
+    trainer = study.trainer(job, splits, study.load(job), refine_prototypes=False)
+    encoded = {part: trainer._split_encoder().split(splits[part], part) for part in tests(splits)}
+    for row in missing:
+        started = time.time()
+        if row == "pooled cosine":
+            pooled = study.splits(job, pooled=True)
+            other = study.trainer(job, pooled, refine_prototypes=False)
+            other.train()
+            metrics = scores(other, pooled)
+        else:
+            metrics = PEERS[row](trainer, encoded)
+        study.write(job, row, started, metrics=metrics, spread=0.0)
 
 
 def run_trained(study: Study, job: Job, rows: str) -> None:
@@ -202,8 +213,7 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
     trainer = study.trainer(job, splits, refine_prototypes=False)
     trainer.train()
     model, encoder = trainer.pico_model, trainer._split_encoder()
-    parts = [part for part in splits if part not in ("train", "feedback")]
-    encoded = {part: encoder.split(splits[part], part, own_columns) for part in parts}
+    encoded = {part: encoder.split(splits[part], part, own_columns) for part in tests(splits)}
     write = partial(study.write, job, started=started)
 
     def measure(form: Tensor) -> dict[str, dict[str, float]]:
@@ -216,34 +226,22 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
         values = torch.linalg.svdvals(form)
         spread = float((values / values.mean()).std(correction=0))
         write(row=row, metrics=measure(form), spread=spread, **more)
-    if rows == "all":
-        for row, peer in PEERS.items():
-            write(row=row, metrics=peer(trainer, encoded), spread=0.0)
     study.save(job, model)
     write(row="complete")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, default=Path(__file__).with_name("main.yaml"))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
-    parser.add_argument("--part", default="0/1")
-    args = parser.parse_args(arguments)
-    study = Study(args.config, args.output, args.data)
-    jobs = [
-        (Job(**{k: v for k, v in entry.items() if k != "rows"}, seed=seed), entry["rows"])
-        for entry in study.config["jobs"]
-        for seed in study.config["seeds"]
-    ]
-    chosen = mine(jobs, args.part)
+def main() -> None:
+    study, mine = from_command_line(__doc__, __file__)
+    jobs = []
+    for entry in study.config["jobs"]:
+        rows = entry.pop("rows")
+        jobs += [(Job(**entry, seed=seed), rows) for seed in study.config["seeds"]]
+    chosen = mine(jobs)
     for job, rows in chosen:
         run_trained(study, job, rows)
-        if rows == "all":
-            run_pooled(study, job)
-    for job, rows in chosen:
-        if rows == "all":
-            run_literal(study, job)
+    for job in [job for job, rows in reversed(chosen) if rows == "all"]:
+        run_literal(study, job)
+        run_peers(study, job)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import datasets
 import yaml
-from features import FILES, ROOT, corpus, texts
+from features import FILES, ROOT, TEXTS, corpus, texts
 from pyarrow.parquet import read_metadata
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Subset
@@ -170,10 +172,6 @@ class Job:
     seed: int
     column: str | None = None
 
-    @property
-    def text_column(self) -> str:
-        return self.column or ("captions" if self.dataset == "flickr8k" else "label")
-
 
 class Study:
     """Reads a config file, runs what is missing, and appends lines of results.
@@ -185,7 +183,7 @@ class Study:
     """
 
     def __init__(self, config: Path, output: Path, data: Path) -> None:
-        self.config = yaml.safe_load(config.read_text())
+        self.config = yaml.safe_load(config.read_text(encoding="utf-8"))
         self.output, self.data = output, data
         self.file = output / f"{config.stem}.jsonl"
         output.mkdir(parents=True, exist_ok=True)
@@ -238,13 +236,16 @@ class Study:
     def splits(self, job: Job, pooled: bool = False) -> dict[str, StoredSplit]:
         """Train, feedback and test splits of a job."""
         name = job.dataset.partition("/")[0]
-        features = self.output / "features"
         return {
-            part: StoredSplit(
-                name, rows, job.tower, job.text_column, features, self.data, job.seed, pooled
-            )
+            part: self.chosen(name, rows, job, pooled)
             for part, rows in row_numbers(job.dataset, self.data).items()
         }
+
+    def chosen(self, name: str, rows: list[int], job: Job, pooled: bool = False) -> StoredSplit:
+        """Some rows of a corpus, as a job's tower sees them."""
+        column = job.column or TEXTS[name][0]
+        folder = self.output / "features"
+        return StoredSplit(name, rows, job.tower, column, folder, self.data, job.seed, pooled)
 
     def trainer(
         self, job: Job, splits: dict[str, Any], model: PicoModel | None = None, **run: Any
@@ -297,10 +298,21 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def mine(jobs: list[Any], part: str) -> list[Any]:
-    """The jobs of one of several processes, `"0/2"` and `"1/2"`."""
-    number, of = (int(value) for value in part.split("/"))
-    return jobs[number::of]
+def from_command_line(about: str | None, script: str) -> tuple[Study, Callable[[list], list]]:
+    """The study a script is about, and which of its jobs are this process's.
+
+    Args:
+        about: What the script says of itself.
+        script: Its `__file__`; its config file stands beside it under the same name.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--config", type=Path, default=Path(script).with_suffix(".yaml"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
+    parser.add_argument("--part", default="0/1", help="0/2 and 1/2 share the jobs")
+    args = parser.parse_args()
+    number, of = (int(value) for value in args.part.split("/"))
+    return Study(args.config, args.output, args.data), lambda jobs: jobs[number::of]
 
 
 sys.path.insert(0, str(ROOT / "examples"))

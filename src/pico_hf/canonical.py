@@ -209,5 +209,6 @@ def _centred(rows: Tensor) -> Tensor:
 
 def _ridged_inverse(scatter: Tensor, ridge: float) -> Tensor:
     """(Σ + ridge · mean eigenvalue)⁻¹ of a covariance."""
-    level = ridge * scatter.diagonal().mean().clamp(min=torch.finfo(scatter.dtype).tiny)
+    mean = float(scatter.diagonal().mean())
+    level = ridge * mean if mean > 0 else 1.0  # what does not vary at all shares nothing anyway
     return torch.linalg.inv(scatter + level * torch.eye(len(scatter), dtype=scatter.dtype))

@@ -4,9 +4,9 @@ Lost in either case are the late interaction (a plain encoder compares one vecto
 per text) and the trained scale and bias of the scores. Without folding the column weights are lost,
 too.
 
-Folding turns the last projection of either side into the columns that are weighed, the encoder's own
-or canonical ones, and multiplies row d of it, and entry d of its bias, by √w_d. The dot product of
-unnormalised features, of tokens and of the pooled ones, then is the weighted one:
+Folding turns the last projection of either side into the columns that are weighed, the encoder's
+own or canonical ones, and multiplies row d of it, and entry d of its bias, by √w_d. The dot product
+of unnormalised features, of tokens and of the pooled ones, then is the weighted one:
 Σ_d (√w_d v_d)(√w_d t_d) = Σ_d w_d v_d t_d. A cosine is not: whoever normalises the folded features
 divides by √(Σ_d w_d v_d²) where [`PicoModel`] divides by √(Σ_d v_d²), so that each score differs
 from the weighted one by the ratio of those lengths. Ranks may change.

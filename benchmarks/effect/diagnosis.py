@@ -1,0 +1,151 @@
+"""Diagnosis: what columns of high and low probability encode, and how τ, K and R matter.
+
+Run: python benchmarks/effect/diagnosis.py  # after main_table.py, whose networks it takes; minutes
+A set of columns is probed by what can be read from the mean patch in these columns alone: the
+drawing style, by logistic regression from training pictures to the seen test split, and the
+concept, by whether the nearest picture of another style shows the same one (R@1).
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from study import Job, StoredSplit, Study, from_command_line, processor
+from torch import Tensor
+
+from pico_hf import PicoCollator
+from pico_hf.alignment import fuse_forms
+from pico_hf.canonical import (
+    CANDIDATES,
+    bilinear_form,
+    canonical_columns,
+)
+from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
+from pico_hf.prototypes import StylePrototypes
+from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
+
+
+def mean_patches(encoder: SplitEncoder, split: StoredSplit) -> Tensor:
+    """(images, columns) in the encoder's own columns."""
+    batches = encoder.batches(split.images(), "Means", own_columns)
+    return torch.cat([image.features.mean(dim=1) for image, _ in batches])
+
+
+def style_accuracy(train: Tensor, styles: list[str], test: Tensor, truth: list[str]) -> float:
+    """Percentage of pictures whose drawing style is read off these columns."""
+    scale = train.std(dim=0).clamp(min=1e-6)
+    probe = LogisticRegression(max_iter=300).fit((train / scale).numpy(), styles)
+    return 100.0 * float(probe.score((test / scale).numpy(), truth))
+
+
+def concept_recall(features: Tensor, styles: list[str], concepts: list[str]) -> float:
+    """R@1 in percent, among the pictures of all other styles."""
+    unit = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1)
+    scores = unit @ unit.t()
+    style, concept = (_codes(names) for names in (styles, concepts))
+    scores[style.unsqueeze(1) == style] = -torch.inf
+    found = concept[scores.argmax(dim=1)] == concept
+    return 100.0 * found.double().mean().item()
+
+
+def _codes(names: list[str]) -> Tensor:
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names])
+
+
+def statistics(encoder: SplitEncoder, split: StoredSplit, size: int) -> ColumnStatistics:
+    """Column statistics of a probe set of `size` pairs."""
+    batches = encoder.batches(split.probe(size), "Probe", own_columns)
+    return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+
+
+def literal(probe: ColumnStatistics, prototypes: int) -> Tensor:
+    """Semantic probability of the encoder's own columns, from one iteration."""
+    module = StylePrototypes(len(probe.positive), prototypes, probe.image_columns.shape[1])
+    module.refine(probe)
+    return module.semantic_probability
+
+
+def run(study: Study, job: Job) -> None:
+    if study.has(row="complete", **vars(job)):
+        return
+    started = time.time()
+    write = partial(study.write, job, started=started)
+    model, splits = study.load(job).eval(), study.splits(job)
+    encoder = SplitEncoder(model, PicoCollator(processor(job.tower)), disable_tqdm=True)
+    feedback = encoder.split(splits["feedback"], "feedback", own_columns)
+    tests = {part: encoder.split(splits[part], part, own_columns) for part in ("seen", "unseen")}
+
+    def measure(form: Tensor) -> dict[str, dict[str, float]]:
+        return {part: evaluate_form(model, split, form) for part, split in tests.items()}
+
+    own = torch.eye(len(model.semantic_probability), dtype=torch.float64)
+    before = evaluate_form(model, feedback, own)["rsum"]
+    write("w = 1 (base)", metrics=measure(own))
+    for images in study.config["images"]:
+        moments = pair_moments(encoder, splits["train"].first(images))
+        candidates = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
+        gains = [evaluate_form(model, feedback, form)["rsum"] - before for form in candidates]
+        write("canonical", metrics=measure(fuse_forms(candidates, gains)[0]), images=images)
+    for tau in study.config["temperatures"]:  # with the most images
+        form = fuse_forms(candidates, gains, temperature=tau)[0]
+        write("canonical", metrics=measure(form), tau=tau)
+    basis = canonical_columns(fuse_forms(candidates, gains)[0])
+    largest = statistics(encoder, splits["train"], max(study.config["probes"]))
+    for probes in study.config["probes"]:
+        probe = statistics(encoder, splits["train"], probes)
+        for prototypes in study.config["prototypes"]:
+            weights = column_weights(literal(probe, prototypes))
+            spread = float(weights.std(correction=0))
+            form = weights.double().diag()
+            write("paper", metrics=measure(form), K=prototypes, R=probes, spread=spread)
+    probe_columns(
+        study,
+        job,
+        encoder,
+        splits,
+        {
+            "canonical": (basis.image_basis, basis.semantic_probability),
+            "paper": (own, literal(largest, 8)),
+            "p̂": (own, largest.matched),
+        },
+        write,
+    )
+    write("complete")
+
+
+def probe_columns(study, job, encoder, splits, estimators, write) -> None:
+    """What the quarter of columns with the highest, the lowest and any probability encodes."""
+    sides = {part: mean_patches(encoder, splits[part]) for part in ("train", "seen")}
+    names = {part: (splits[part].rows["gallery"], splits[part].rows["image_id"]) for part in sides}
+    size = study.config["quarter"]
+    for estimator, (basis, probability) in estimators.items():
+        order = probability.argsort(descending=True)
+        generator = torch.Generator().manual_seed(job.seed)
+        sets = {"highest p": order[:size], "lowest p": order[-size:]}
+        sets["random"] = torch.randperm(len(order), generator=generator)[:size]
+        for name, columns in sets.items():
+            read = {part: (side @ basis.float())[:, columns] for part, side in sides.items()}
+            write(
+                "probe",
+                estimator=estimator,
+                columns=name,
+                style=style_accuracy(
+                    read["train"], names["train"][0], read["seen"], names["seen"][0]
+                ),
+                concept=concept_recall(read["seen"], *names["seen"]),
+            )
+
+
+def main() -> None:
+    study, mine = from_command_line(__doc__, __file__)
+    seeds, networks = study.config["seeds"], study.config["networks"]
+    for job in mine([Job(**network, seed=seed) for network in networks for seed in seeds]):
+        run(study, job)
+
+
+if __name__ == "__main__":
+    main()

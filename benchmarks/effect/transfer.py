@@ -1,0 +1,158 @@
+"""Transfer: a network trained elsewhere meets new data and 16 to 1,024 pairs or pictures of it.
+
+Run: python benchmarks/effect/transfer.py  # after main_table.py, whose networks it takes; minutes
+Nothing is trained. From the pairs come canonical columns, weights of the encoder's own columns, or
+style prototypes; from the pictures alone comes a calibration. Pairs are drawn anew for every seed
+from concepts that are in no test split.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from study import Job, StoredSplit, Study, from_command_line, processor, row_numbers
+from torch import Tensor
+
+from pico_hf import PicoCollator, PicoModel
+from pico_hf.alignment import fuse_forms
+from pico_hf.canonical import (
+    CANDIDATES,
+    PairMoments,
+    bilinear_form,
+    canonical_columns,
+)
+from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
+from pico_hf.prototypes import StylePrototypes
+from pico_hf.semantic import column_statistics, column_weights
+
+REFERENCE = 1024  # pictures of the source, for the calibration
+LEAST_FEEDBACK = 64  # pairs from which on a quarter of them can be spared for feedback
+
+
+def target_rows(study: Study, move: dict[str, str]) -> tuple[list[int], list[int]]:
+    """Row numbers that pairs are drawn from, and those of the test split.
+
+    From photos to drawings: all styles. From some drawing families to another: that family.
+    """
+    rows = row_numbers("emoji/" + move["target"].removeprefix("emoji/"), study.data)
+    if move["target"] == "emoji/none":
+        return rows["train"], rows["seen"]
+    return rows["known concepts, unseen"], rows["unseen"]
+
+
+def fused(moments: PairMoments, gains: list[float] | None = None) -> Tensor:
+    forms = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
+    return fuse_forms(forms, gains or [0.0] * len(forms))[0]
+
+
+def forms(
+    encoder: SplitEncoder,
+    pairs: StoredSplit,
+    halves: tuple[StoredSplit, StoredSplit] | None,
+    seed: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Rows that need pairs, as bilinear forms."""
+    moments = pair_moments(encoder, pairs)
+    form = fused(moments)
+    yield "canonical", form
+    basis = canonical_columns(form)
+    order = torch.randperm(len(form), generator=torch.Generator().manual_seed(1000 + seed))
+    for name, p in (
+        ("canonical, permuted w", basis.semantic_probability[order]),
+        ("canonical, inverted p", 1 - basis.semantic_probability),
+    ):
+        yield name, basis.image_basis @ p.diag() @ basis.text_basis.t()
+    wrong = PairMoments(moments.images, moments.texts, moments.text_to_image.roll(1))
+    yield "canonical, mismatched pairs", fused(wrong)
+    if halves is not None:
+        most, rest = halves
+        feedback = encoder.split(rest, "feedback", own_columns)
+        kept = pair_moments(encoder, most)
+        tried = [bilinear_form(kept, candidate) for candidate in CANDIDATES]
+        own = torch.eye(len(form), dtype=form.dtype)
+
+        def rsum(form: Tensor) -> float:
+            return evaluate_form(encoder.model, feedback, form)["rsum"]
+
+        yield (
+            "canonical, a quarter for feedback",
+            fuse_forms(tried, [rsum(form) - rsum(own) for form in tried])[0],
+        )
+    yield "own columns, matched − mismatched", moments.shared().diagonal().clamp(min=0).diag()
+    yield "own columns, style prototypes (paper)", paper_weights(encoder, pairs).double().diag()
+
+
+def paper_weights(encoder: SplitEncoder, pairs: StoredSplit) -> Tensor:
+    """The literal reconstruction's weights, from one iteration."""
+    batches = encoder.batches(pairs.probe(len(pairs)), "Probe", own_columns)
+    parts = [column_statistics(*pair) for pair in batches]
+    statistics = type(parts[0]).concatenate(parts)
+    prototypes = StylePrototypes(len(statistics.positive), 8, statistics.image_columns.shape[1])
+    prototypes.refine(statistics)
+    return column_weights(prototypes.semantic_probability)
+
+
+def calibrate(model: PicoModel, pictures: StoredSplit | None, source: StoredSplit) -> None:
+    """By stored features: `model.calibrate` for pictures whose tower output is known."""
+    if pictures is None:
+        model.calibrate(None)
+        return
+
+    def batches(split: StoredSplit) -> Iterator[dict[str, Tensor]]:
+        for row in split.images():
+            yield {"image_hidden_states": row["image_hidden_states"].unsqueeze(0)}
+
+    model.calibrate(batches(pictures), reference=batches(source))
+
+
+def run(study: Study, move: dict[str, str], seed: int) -> None:
+    """All rows of one source network."""
+    job = Job(move["source"], move["tower"], move["loss"], seed)
+    key = {"target": move["target"]}
+    if study.has(row="complete", **vars(job), **key):
+        return
+    started = time.time()
+    model = study.load(job).eval()
+    encoder = SplitEncoder(model, PicoCollator(processor(job.tower)), disable_tqdm=True)
+    pool, test_rows = target_rows(study, move)
+    test = study.chosen("emoji", test_rows, job)
+    source = study.splits(job)["train"].first(REFERENCE)
+    own = torch.eye(len(model.semantic_probability), dtype=torch.float64)
+
+    def write(row: str, pairs: int, form: Tensor, split: Any) -> None:
+        metrics = {"target": evaluate_form(model, split, form)}
+        study.write(job, row, started, metrics=metrics, pairs=pairs, **key)
+
+    plain = encoder.split(test, "test", own_columns)
+    write("as it is", 0, own, plain)
+    order = random.Random(seed).sample(pool, max(study.config["pairs"]))
+    for count in study.config["pairs"]:
+        pairs = study.chosen("emoji", order[:count], job)
+        quarter = count - count // 4
+        halves = (
+            study.chosen("emoji", order[:quarter], job),
+            study.chosen("emoji", order[quarter:count], job),
+        )
+        for row, form in forms(encoder, pairs, halves if count >= LEAST_FEEDBACK else None, seed):
+            write(row, count, form, plain)
+        calibrate(model, pairs, source)
+        moved = encoder.split(test, "test", own_columns)
+        write("calibrated, pictures only", count, own, moved)
+        write("calibrated, then canonical", count, fused(pair_moments(encoder, pairs)), moved)
+        calibrate(model, None, source)
+    study.write(job, "complete", started, **key)
+
+
+def main() -> None:
+    study, mine = from_command_line(__doc__, __file__)
+    jobs = [(move, seed) for seed in study.config["seeds"] for move in study.config["moves"]]
+    for move, seed in mine(jobs):
+        run(study, move, seed)
+
+
+if __name__ == "__main__":
+    main()
