@@ -4,12 +4,15 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
-.PHONY: help install demo encoders format check test test-slow test-all
+EFFECT := outputs/effect-smoke
+
+.PHONY: help install demo encoders effect-smoke format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
 	@echo "make test      the fast tests, about a minute and a half once things are installed"
 	@echo "make test-slow the slow tests; make test-all: both"
 	@echo "make encoders  what every supported architecture passes, as a table"
+	@echo "make effect-smoke  a miniature of the effect study on the embedded drawings, minutes"
 	@echo "make check     lint, formatting, types"
 	@echo "make format    rewrite the files as check wants them"
 	@echo "make install   the package with all extras, editable"
@@ -30,6 +33,14 @@ test-all: $(VENV)/.pico-test
 
 encoders: $(VENV)/.pico-test
 	$(BIN)/python tests/encoder_report.py
+
+effect-smoke: $(VENV)/.pico-demo
+	$(BIN)/python benchmarks/effect/features.py --corpora drawings --towers lite0 \
+		--image-size 128 --output $(EFFECT)/features
+	rm -f $(EFFECT)/smoke.jsonl
+	$(BIN)/python benchmarks/effect/main_table.py --output $(EFFECT) \
+		--config benchmarks/effect/smoke.yaml
+	$(BIN)/python benchmarks/effect/report.py --output $(EFFECT) --tables smoke
 
 check: $(VENV)/.pico-dev
 	$(BIN)/ruff check .

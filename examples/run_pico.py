@@ -5,9 +5,10 @@
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
 
-Without arguments it trains the base model (uniform column weights) and PICO from the same start on
-emoji drawings of five families, and compares both on unseen concepts, drawn in seen and in unseen
-styles.
+Without arguments it trains on emoji drawings of five families and compares the base (uniform column
+weights) with PICO on unseen concepts, drawn in seen and in unseen styles. Canonical columns are
+aligned when training is over, so that base and PICO are one network; any other estimator weighs
+columns during training, and the base is then trained beside it from the same start.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import logging
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ from pico_hf import (
     pico_lora_config,
 )
 from pico_hf.adapter_files import import_peft
+from pico_hf.alignment import CANONICAL
 from pico_hf.data_loading import load_image_text
 from pico_hf.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.publishing import run_facts
@@ -60,7 +64,9 @@ class ModelArguments:
     text_model: str | None = field(default=None, metadata={"help": "Text tower."})
     num_prototypes: int = field(default=8, metadata={"help": "Style prototypes per modality, K."})
     probe_size: int = field(default=1024, metadata={"help": "Pairs that define the prototypes, R."})
-    estimator: str = field(default="paper", metadata={"help": "Estimator of the probability."})
+    estimator: str = field(
+        default=CANONICAL, metadata={"help": "Of the probability: canonical, paper or pseudo."}
+    )
     fusion: str = field(default="normalised_gain", metadata={"help": "How iterations are fused."})
     column_dropout: float = field(
         default=0.0, metadata={"help": "Share of the image tower's columns left out in training."}
@@ -105,7 +111,7 @@ class DataArguments:
         default=False, metadata={"help": "Leave unreadable images out and count them."}
     )
     compare_base: bool = field(
-        default=True, metadata={"help": "Also train the same model with uniform column weights."}
+        default=True, metadata={"help": "Also score the same model with uniform column weights."}
     )
 
 
@@ -125,7 +131,7 @@ EMBEDDED = {
 
 
 def main() -> None:
-    """Loads, trains base and PICO, compares, saves."""
+    """Loads, trains, compares PICO with the base, saves."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model_args, data_args, args = parse_arguments(sys.argv[1:])
     set_seed(args.seed)
@@ -136,7 +142,8 @@ def main() -> None:
     if model_args.use_lora:
         model = adapt(model, model_args)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    if args.do_train and data_args.compare_base:
+    twin = data_args.compare_base and model_args.estimator == CANONICAL
+    if args.do_train and data_args.compare_base and not twin:
         base_args = copy.copy(args)
         base_args.output_dir = str(Path(args.output_dir) / "_base")
         base_args.feature_cache_dir = feature_cache(args)
@@ -151,6 +158,9 @@ def main() -> None:
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
+        if twin:  # trained with uniform weights up to the alignment: the base is the same network
+            with uniform_weights(trainer.pico_model):
+                add_results(results, "base", trainer, splits)
         add_results(results, "PICO", trainer, splits)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
@@ -245,6 +255,17 @@ def load(args: DataArguments, files: list[str] | None, split: str, columns: Any,
     return load_image_text(
         **source, **columns, max_samples=limit, skip_bad_images=args.skip_bad_images
     )
+
+
+@contextmanager
+def uniform_weights(model: PicoModel) -> Iterator[None]:
+    """Takes canonical columns and their weights back within the block."""
+    state = copy.deepcopy(model.prototypes.state_dict())
+    model.restart_prototypes(model.config.probe_size)
+    try:
+        yield
+    finally:
+        model.prototypes.load_state_dict(state)
 
 
 def feature_cache(args: PicoTrainingArguments) -> str:

@@ -108,6 +108,17 @@ def test_restart_goes_back_to_the_encoders_own_columns():
     assert int(module.iteration) == 0
 
 
+def test_loaded_columns_are_used_at_once():
+    aligned, fresh, tokens = prototypes(), prototypes(), random_tokens(0)
+    aligned.align(random_moments())
+    fresh.to_columns(tokens, "image")
+    fresh.load_state_dict(aligned.state_dict())
+    one, other = (module.to_columns(tokens, "image").features for module in (fresh, aligned))
+    assert torch.equal(one, other)
+    fresh.load_state_dict(prototypes().state_dict())
+    assert torch.equal(fresh.to_columns(tokens, "image").features, tokens.features)
+
+
 @torch.no_grad()
 def test_mixed_precision_rounds_no_rotated_token():
     module, tokens = prototypes(), random_tokens(0)

@@ -210,6 +210,17 @@ def test_the_aligned_model_is_scored_and_never_below_its_own_columns(make_traine
     assert trainer.evaluate()["eval_rsum"] == pytest.approx(scores[-1])
 
 
+def test_the_page_of_an_aligned_run_tells_the_aligned_scores(make_trainer):
+    from pico_hf.publishing import run_facts
+
+    trainer = make_trainer(estimator="canonical")
+    trainer.train()
+    facts = run_facts(trainer.pico_model, trainer.args, trainer.state, "run", best=True)
+    assert facts.results["dev"]["PICO"]["rsum"] == history(trainer, "eval_rsum")[-1]
+    assert facts.arguments["step"] == trainer.state.best_global_step
+    assert len(facts.iterations) == 18
+
+
 def test_a_resumed_run_is_aligned_as_the_unbroken_one(make_trainer):
     knobs = {"estimator": "canonical", "load_best_model_at_end": False}
     unbroken, resumed = make_trainer(**knobs), make_trainer(**knobs)

@@ -29,16 +29,24 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "flickr8k": ("flickr8k/train-0.parquet", "flickr8k/train-1.parquet", "flickr8k/val.parquet"),
     "emoji": ("emoji-styles/train.parquet", "emoji-styles/validation.parquet"),
+    "drawings": tuple(
+        f"emoji-styles/{part}.parquet" for part in ("train", "validation_seen", "validation_unseen")
+    ),
 }
-# Text columns of a corpus; a list of tags is one text.
-TEXTS = {"flickr8k": ("captions",), "emoji": ("label", "tags")}
+EMBEDDED = ROOT / "examples" / "data"  # of the corpus `drawings`, which the repository has
+# Text columns of a corpus, the usual one first; a list of tags is one text.
+TEXTS = {"flickr8k": ("captions",), "emoji": ("label", "tags"), "drawings": ("caption",)}
 GRID = 4
 
 
 def corpus(name: str, data: Path) -> datasets.Dataset:
     """All rows of a corpus, its files in their order."""
-    files = [str(data / file) for file in FILES[name]]
-    return datasets.load_dataset("parquet", data_files=files, split="train")
+    return datasets.load_dataset("parquet", data_files=files(name, data), split="train")
+
+
+def files(name: str, data: Path) -> list[str]:
+    """Paths of a corpus's files, those for training first."""
+    return [str((EMBEDDED if name == "drawings" else data) / file) for file in FILES[name]]
 
 
 def texts(rows: datasets.Dataset, column: str) -> list[list[str]]:
@@ -79,13 +87,13 @@ def write_once(folder: Path, batches: Iterator[TokenFeatures]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def compute(name: str, tower: str, data: Path, folder: Path) -> None:
+def compute(name: str, tower: str, data: Path, folder: Path, image_size: int) -> None:
     """Stores `NAME-TOWER` (pictures) and `NAME-COLUMN` (texts), each if it is not there yet."""
     sys.path.insert(0, str(ROOT / "examples"))
     from lite_clip import load_lite_clip
 
     rows = corpus(name, data)
-    encoder, processor = load_lite_clip(vision=tower)
+    encoder, processor = load_lite_clip(vision=tower, image_size=image_size)
     model = PicoModel.from_encoder(encoder).eval()
     split_encoder = SplitEncoder(model, PicoCollator(processor, config=model.config))
     for column in TEXTS[name]:
@@ -101,14 +109,15 @@ def compute(name: str, tower: str, data: Path, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--corpora", nargs="+", default=list(FILES), choices=FILES)
+    parser.add_argument("--corpora", nargs="+", default=["flickr8k", "emoji"], choices=FILES)
     parser.add_argument("--towers", nargs="+", default=["lite0", "lite2"])
+    parser.add_argument("--image-size", type=int, default=224, help="pixels; 128 is quick")
     parser.add_argument("--output", type=Path, default=Path("outputs/effect/features"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for tower in args.towers:
         for name in args.corpora:
-            compute(name, tower, args.data, args.output)
+            compute(name, tower, args.data, args.output, args.image_size)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float
 def run_literal(study: Study, job: Job) -> None:
     """Trains one network per literal row that is missing."""
     splits = study.splits(job)
-    for row, knobs in LITERAL.items():
+    for row in study.config.get("literal", LITERAL):
+        knobs = LITERAL[row]
         if study.has(row=row, **vars(job)):
             continue
         started = time.time()

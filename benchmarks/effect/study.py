@@ -16,7 +16,7 @@ from typing import Any
 
 import datasets
 import yaml
-from features import FILES, ROOT, TEXTS, corpus, texts
+from features import ROOT, TEXTS, corpus, files, texts
 from pyarrow.parquet import read_metadata
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Subset
@@ -27,7 +27,8 @@ from pico_hf.encoders import projection_parameters
 from pico_hf.feature_cache import CachedImageTextDataset, TokenStore
 
 FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor
-HELD_OUT = {"flickr8k": 500, "emoji": 123}  # images, or concepts, that give feedback
+# Images, or concepts, of the training part that are left out of it and give feedback.
+HELD_OUT = {"flickr8k": 500, "emoji": 123, "drawings": 100}
 
 
 class StoredSplit(CachedImageTextDataset):
@@ -107,7 +108,8 @@ class Corpus:
 @cache
 def _corpus(name: str, data: Path) -> Corpus:
     rows = corpus(name, data)
-    first = len(rows) - read_metadata(data / FILES[name][-1]).num_rows
+    trained_on = [file for file in files(name, data) if "train" in Path(file).name]
+    first = sum(read_metadata(file).num_rows for file in trained_on)
     images = rows.select_columns(["image"])
     if name == "flickr8k":
         return Corpus(images, rows["image_id"], [""] * len(rows), first)
@@ -128,7 +130,8 @@ def row_numbers(dataset: str, data: Path) -> dict[str, list[int]]:
     """Row numbers of train, feedback and test splits.
 
     Args:
-        dataset: `"flickr8k"`, or `"emoji/FAMILY"` with the drawing family left out of training.
+        dataset: `"flickr8k"`, or `"emoji/FAMILY"` with the drawing family left out of training;
+            `"drawings/fluent"`, the embedded ones, where that is done.
     """
     name, _, unseen = dataset.partition("/")
     whole = _corpus(name, data)
@@ -143,7 +146,7 @@ def row_numbers(dataset: str, data: Path) -> dict[str, list[int]]:
             "dev": list(official),
         }
     new = [family(style) == unseen for style in whole.galleries]
-    return {
+    parts = {
         "train": [row for row in train if whole.ids[row] not in feedback and not new[row]],
         "feedback": [row for row in train if whole.ids[row] in feedback and not new[row]],
         "seen": [row for row in official if not new[row]],
@@ -152,6 +155,7 @@ def row_numbers(dataset: str, data: Path) -> dict[str, list[int]]:
             row for row in train if whole.ids[row] not in feedback and new[row]
         ],
     }
+    return {part: rows for part, rows in parts.items() if rows}
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Job:
         loss: Training loss.
         seed: Of projections, data order and captions.
         column: Text column; None takes the data set's usual one.
+        dropout: Share of the image tower's columns left out in training; None is 0.
     """
 
     dataset: str
@@ -171,6 +176,7 @@ class Job:
     loss: str
     seed: int
     column: str | None = None
+    dropout: float | None = None
 
 
 class Study:
@@ -282,6 +288,7 @@ class Study:
 
         set_seed(job.seed)
         encoder, _ = load_lite_clip(self.config["training"]["columns"], vision=job.tower)
+        knobs["column_dropout"] = job.dropout or 0.0
         return PicoModel.from_encoder(encoder, loss=job.loss, **knobs)
 
 

@@ -78,6 +78,8 @@ class AlignedPrototypes(StylePrototypes):
         if self.canonical:
             self.register_buffer("image_basis", torch.eye(num_columns))
             self.register_buffer("text_basis", torch.eye(num_columns))
+        self._aligned: bool | None = None
+        self.register_load_state_dict_post_hook(_forget_aligned)
 
     @property
     def canonical(self) -> bool:
@@ -98,7 +100,9 @@ class AlignedPrototypes(StylePrototypes):
         return self._rotated(tokens, f"{side}_basis", back=True)
 
     def _rotated(self, tokens: TokenFeatures, name: str, back: bool) -> TokenFeatures:
-        if not self.canonical:
+        if self._aligned is None:  # after a change; asking each time would wait for a GPU
+            self._aligned = self.canonical and int(self.iteration) > 0
+        if not self._aligned:
             return tokens
         basis = getattr(self, name)
         # Mixed precision would round tokens that were made fp32 on purpose.
@@ -110,6 +114,7 @@ class AlignedPrototypes(StylePrototypes):
     def restart(self, num_instances: int) -> None:
         """Forgets prototypes and feedback; canonical columns become the encoder's own, w = 1."""
         super().restart(num_instances)
+        self._aligned = None
         if self.canonical:
             for basis in (self.image_basis, self.text_basis):
                 basis.copy_(torch.eye(len(basis)))
@@ -177,6 +182,7 @@ class AlignedPrototypes(StylePrototypes):
             momentum=self.fusion_momentum,
         )
         self._commit(own if trial and trial(fused) < before else fused)
+        self._aligned = None
         self.iteration.fill_(len(forms))
         self.log_total_gain.fill_(log_total)
         probability = self.semantic_probability
@@ -190,3 +196,8 @@ class AlignedPrototypes(StylePrototypes):
         self.image_basis.copy_(columns.image_basis)
         self.text_basis.copy_(columns.text_basis)
         self.semantic_probability.copy_(columns.semantic_probability)
+
+
+def _forget_aligned(module: AlignedPrototypes, _: Any) -> None:
+    """What was loaded may be aligned or not."""
+    module._aligned = None

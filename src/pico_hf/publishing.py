@@ -91,10 +91,12 @@ def run_facts(
     """What is known of a run from its log; see `write_run_card` for the arguments."""
     step = state.best_global_step if best and state.best_global_step else state.global_step
     kept = int(model.prototypes.iteration)
+    # Aligned after the last step, whichever step the network is of, and scored after that.
+    scored = state.global_step if model.prototypes.canonical and kept else step
     shown = {key: getattr(args, key) for key in _SHOWN}
     return ModelFacts(
         name=name,
-        results=_results([entry for entry in state.log_history if entry["step"] <= step]),
+        results=_results([entry for entry in state.log_history if entry["step"] <= scored]),
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
         iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
