@@ -13,7 +13,6 @@ from functools import partial
 
 import torch
 from sklearn.linear_model import LogisticRegression
-from study import Job, StoredSplit, Study, from_command_line, processor
 from torch import Tensor
 
 from pico_hf import PicoCollator
@@ -26,6 +25,7 @@ from pico_hf.canonical import (
 from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from pico_hf.prototypes import StylePrototypes
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
+from study import Job, StoredSplit, Study, from_command_line, processor
 
 
 def mean_patches(encoder: SplitEncoder, split: StoredSplit) -> Tensor:

@@ -17,10 +17,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from peers import PEERS
-from study import Job, StoredSplit, Study, from_command_line
 from torch import Tensor
 
+from peers import PEERS
 from pico_hf import PicoTrainer
 from pico_hf.alignment import fuse_forms
 from pico_hf.canonical import CANDIDATES, bilinear_form, canonical_columns
@@ -34,6 +33,7 @@ from pico_hf.evaluation import (
 from pico_hf.fusion import FUSION_RULES
 from pico_hf.semantic import ColumnStatistics, column_statistics
 from pico_hf.similarity import TokenFeatures
+from study import Job, StoredSplit, Study, from_command_line
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
 # Literal rows: estimator, fusion, and what is done to the probability or to the statistics.
@@ -227,7 +227,8 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
         values = torch.linalg.svdvals(form)
         spread = float((values / values.mean()).std(correction=0))
         write(row=row, metrics=measure(form), spread=spread, **more)
-    study.save(job, model)
+    if job.tuned is None:
+        study.save(job, model)
     write(row="complete")
 
 

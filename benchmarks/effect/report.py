@@ -19,7 +19,7 @@ from typing import Any
 from scipy.stats import t as student
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
-KEY = ("dataset", "tower", "loss", "column", "dropout")
+KEY = ("dataset", "tower", "loss", "column", "dropout", "tuned")
 NAMES = {"dev": "dev", "seen": "seen styles", "unseen": "unseen family"}
 NAMES["known concepts, unseen"] = "unseen family, known concepts"
 Line = dict[str, Any]
@@ -72,6 +72,7 @@ def setting(line: Line) -> str:
     known = [str(line[key]) for key in ("dataset", "tower", "loss")]
     known += [f"captions: {line['column']}"] if line.get("column") else []
     known += [f"column dropout {line['dropout']}"] if line.get("dropout") else []
+    known += [f"{line['tuned']} tower tuned"] if line.get("tuned") else []
     return ", ".join(known)
 
 

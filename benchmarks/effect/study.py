@@ -16,17 +16,25 @@ from typing import Any
 
 import datasets
 import yaml
-from features import ROOT, TEXTS, corpus, files, texts
+from peft import get_peft_model
 from pyarrow.parquet import read_metadata
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Subset
 from transformers import set_seed
 
-from pico_hf import ImageTextDataset, PicoModel, PicoTrainer, PicoTrainingArguments
+from features import ROOT, TEXTS, corpus, files, texts
+from pico_hf import (
+    ImageTextDataset,
+    PicoModel,
+    PicoTrainer,
+    PicoTrainingArguments,
+    pico_lora_config,
+)
 from pico_hf.encoders import projection_parameters
 from pico_hf.feature_cache import CachedImageTextDataset, TokenStore
 
 FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor
+TOWER_RATES = {"text": 5e-5, "text-lora": 5e-4}
 # Images, or concepts, of the training part that are left out of it and give feedback.
 HELD_OUT = {"flickr8k": 500, "emoji": 123, "drawings": 100}
 
@@ -43,6 +51,7 @@ class StoredSplit(CachedImageTextDataset):
         data: Of the corpora.
         seed: Of the choice of captions.
         pooled: One token per item, its mean.
+        live: Captions as texts, for a tower that is trained.
     """
 
     def __init__(
@@ -55,10 +64,11 @@ class StoredSplit(CachedImageTextDataset):
         data: Path,
         seed: int,
         pooled: bool = False,
+        live: bool = False,
     ) -> None:
-        self._made_of = (name, tower, column, folder, data, seed, pooled)
+        self._made_of = (name, tower, column, folder, data, seed, pooled, live)
         self.chosen = chosen
-        whole, captions = _corpus(name, data), _texts(name, column, data)
+        whole, captions = corpus_facts(name, data), _texts(name, column, data)
         starts = [0]
         for row in captions:
             starts.append(starts[-1] + len(row))
@@ -76,6 +86,8 @@ class StoredSplit(CachedImageTextDataset):
         )
         kept = [_Mean(store) if pooled else store for store in stores]
         self._stores = (Subset(kept[0], chosen), Subset(kept[1], words))
+        if live:
+            self._stores = (self._stores[0], ImageTextDataset.captions(self))
 
     def first(self, images: int) -> StoredSplit:
         return StoredSplit(self._made_of[0], self.chosen[:images], *self._made_of[1:])
@@ -106,7 +118,7 @@ class Corpus:
 
 
 @cache
-def _corpus(name: str, data: Path) -> Corpus:
+def corpus_facts(name: str, data: Path) -> Corpus:
     rows = corpus(name, data)
     trained_on = [file for file in files(name, data) if "train" in Path(file).name]
     first = sum(read_metadata(file).num_rows for file in trained_on)
@@ -134,7 +146,7 @@ def row_numbers(dataset: str, data: Path) -> dict[str, list[int]]:
             `"drawings/fluent"`, the embedded ones, where that is done.
     """
     name, _, unseen = dataset.partition("/")
-    whole = _corpus(name, data)
+    whole = corpus_facts(name, data)
     official = range(whole.official_validation, len(whole.ids))
     names = sorted(set(whole.ids[: whole.official_validation]))
     feedback = set(random.Random(7).sample(names, HELD_OUT[name]))
@@ -169,6 +181,8 @@ class Job:
         seed: Of projections, data order and captions.
         column: Text column; None takes the data set's usual one.
         dropout: Share of the image tower's columns left out in training; None is 0.
+        tuned: `"text"` trains the text tower in full, `"text-lora"` an adapter of it, behind images
+            of a frozen tower; None freezes both.
     """
 
     dataset: str
@@ -177,6 +191,7 @@ class Job:
     seed: int
     column: str | None = None
     dropout: float | None = None
+    tuned: str | None = None
 
 
 class Study:
@@ -251,17 +266,20 @@ class Study:
         """Some rows of a corpus, as a job's tower sees them."""
         column = job.column or TEXTS[name][0]
         folder = self.output / "features"
-        return StoredSplit(name, rows, job.tower, column, folder, self.data, job.seed, pooled)
+        live = job.tuned is not None
+        return StoredSplit(name, rows, job.tower, column, folder, self.data, job.seed, pooled, live)
 
     def trainer(
         self, job: Job, splits: dict[str, Any], model: PicoModel | None = None, **run: Any
     ) -> PicoTrainer:
         """A trainer of this job's network, from the same start for every row of a seed."""
         knobs = self.config["training"]
+        name = job.dataset.partition("/")[0] + ("-tuned" if job.tuned else "")
         args = PicoTrainingArguments(
             output_dir=str(self.output / "run"),
-            freeze_encoder=True,
-            num_train_epochs=knobs["epochs"][job.dataset.partition("/")[0]],
+            freeze_encoder=job.tuned is None,
+            tower_learning_rate=TOWER_RATES.get(job.tuned or ""),
+            num_train_epochs=knobs["epochs"][name],
             learning_rate=knobs["learning_rate"],
             per_device_train_batch_size=knobs["batch_size"],
             lr_scheduler_type="cosine",
@@ -289,7 +307,11 @@ class Study:
         set_seed(job.seed)
         encoder, _ = load_lite_clip(self.config["training"]["columns"], vision=job.tower)
         knobs["column_dropout"] = job.dropout or 0.0
-        return PicoModel.from_encoder(encoder, loss=job.loss, **knobs)
+        model = PicoModel.from_encoder(encoder, loss=job.loss, **knobs)
+        model.encoder.vision_model.requires_grad_(False)
+        if job.tuned == "text-lora":
+            return get_peft_model(model, pico_lora_config(model))
+        return model
 
 
 @cache

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from study import Job, StoredSplit, Study, from_command_line, processor, row_numbers
 from torch import Tensor
 
 from pico_hf import PicoCollator, PicoModel
@@ -28,6 +27,7 @@ from pico_hf.canonical import (
 from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from pico_hf.prototypes import StylePrototypes
 from pico_hf.semantic import column_statistics, column_weights
+from study import Job, StoredSplit, Study, from_command_line, processor, row_numbers
 
 REFERENCE = 1024  # pictures of the source, for the calibration
 LEAST_FEEDBACK = 64  # pairs from which on a quarter of them can be spared for feedback

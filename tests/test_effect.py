@@ -1,0 +1,76 @@
+"""The effect study: what a split may not share, and numbers a reader can check."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import report
+from main_table import LITERAL
+from study import Study, corpus_facts, family, row_numbers
+
+EFFECT = Path(report.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    nowhere = Path("the embedded drawings need no other data")
+    return row_numbers("drawings/fluent", nowhere), corpus_facts("drawings", nowhere)
+
+
+def test_no_concept_of_training_gives_feedback_or_is_reported_on(drawings):
+    rows, facts = drawings
+    concepts = {part: {facts.ids[row] for row in chosen} for part, chosen in rows.items()}
+    assert set(rows) == {"train", "feedback", "seen", "unseen"}
+    for part in ("feedback", "seen", "unseen"):
+        assert not concepts["train"] & concepts[part], part
+    assert not concepts["feedback"] & (concepts["seen"] | concepts["unseen"])
+
+
+def test_the_family_left_out_is_in_the_unseen_split_alone(drawings):
+    rows, facts = drawings
+    families = {part: {family(facts.galleries[n]) for n in chosen} for part, chosen in rows.items()}
+    assert families.pop("unseen") == {"fluent"}
+    assert not any("fluent" in seen for seen in families.values())
+
+
+def test_two_generations_of_one_vendor_are_one_family():
+    assert family("google") == family("noto-v1") == "noto"
+    assert family("fluent-3d") == family("fluent-emoji-flat") == "fluent"
+
+
+def test_every_config_file_is_read_by_a_script_of_its_name(tmp_path):
+    for path in EFFECT.glob("*.yaml"):
+        assert Study(path, tmp_path, tmp_path).config["seeds"], path
+    smoke = Study(EFFECT / "smoke.yaml", tmp_path, tmp_path).config
+    assert set(smoke["literal"]) <= set(LITERAL)
+
+
+def test_the_interval_is_students():
+    assert report.interval([1.0, 2.0, 3.0]) == "2.0 ± 2.5"  # 4.303 · 1 / √3
+    assert report.interval([2.0]) == "2.0"
+
+
+def line(row: str, seed: int, rsum: float, **more) -> dict:
+    known = {"dataset": "x", "tower": "t", "loss": "hinge", "seed": seed, "row": row}
+    return {**known, "metrics": {"dev": {"rsum": rsum}}, "spread": 0.0, **more}
+
+
+def test_differences_are_taken_within_a_seed():
+    base = [line(report.BASE, 0, 100.0), line(report.BASE, 1, 200.0)]
+    rows = [line("other", 1, 207.0), line("other", 0, 101.0), line("other", 2, 999.0)]
+    assert report.differences(rows, base, "dev") == [7.0, 1.0]
+
+
+def test_of_a_job_that_was_run_twice_the_last_line_counts(tmp_path):
+    file = tmp_path / "main_table.jsonl"
+    written = [line(report.BASE, 0, 100.0), line(report.BASE, 0, 103.0), line("complete", 0, 0.0)]
+    file.write_text("\n".join(map(json.dumps, written)))
+    assert [report.rsum(kept, "dev") for kept in report.lines(file)] == [103.0]
+
+
+def test_the_summary_gives_the_gain_in_points_and_in_percent(tmp_path):
+    rows = [line(report.BASE, n, 200.0) for n in (0, 1)]
+    rows += [line(report.CHOSEN, n, 210.0) for n in (0, 1)]
+    last = report.summary(rows).splitlines()[-1]
+    assert "| x, t, hinge | dev | 200.0 ± 0.0 | 210.0 ± 0.0 | 10.0 ± 0.0 | 5.0 ± 0.0 | 2 |" in last
