@@ -69,6 +69,13 @@ def test_of_a_job_that_was_run_twice_the_last_line_counts(tmp_path):
     assert [report.rsum(kept, "dev") for kept in report.lines(file)] == [103.0]
 
 
+def test_tables_stand_between_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("one\n<!-- a: begin -->\nold\n<!-- a: end -->\ntwo\n")
+    report.fill(page, {"a": "new"})
+    assert page.read_text() == "one\n<!-- a: begin -->\nnew\n<!-- a: end -->\ntwo\n"
+
+
 def test_the_summary_gives_the_gain_in_points_and_in_percent(tmp_path):
     rows = [line(report.BASE, n, 200.0) for n in (0, 1)]
     rows += [line(report.CHOSEN, n, 210.0) for n in (0, 1)]

@@ -1,7 +1,7 @@
 """Tables and plots from lines of results.
 
 Run: python benchmarks/effect/report.py                                  # all tables, to the screen
-     python benchmarks/effect/report.py --plots docs/effect              # and the plots
+     python benchmarks/effect/report.py --plots docs/effect --page RESULTS.md  # into the page
      python benchmarks/effect/report.py --tables smoke --output FOLDER   # a single file of results
 A number is the mean over seeds ± half of its 95 % interval by Student's t; a difference is taken to
 the base of the same seed first.
@@ -76,10 +76,15 @@ def setting(line: Line) -> str:
     return ", ".join(known)
 
 
+def by_setting(found: list[Line]) -> list[list[Line]]:
+    """Lines that differ in row and seed alone."""
+    return list(groups(found, lambda line: tuple(line.get(key) for key in KEY)).values())
+
+
 def main_tables(found: list[Line]) -> str:
     """A table per data set, tower and loss: every row, and its difference to the base."""
     out = []
-    for group in groups(found, lambda line: tuple(line.get(key) for key in KEY)).values():
+    for group in by_setting(found):
         rows = groups(group, lambda line: line["row"])
         parts = list(rows[BASE][0]["metrics"])
         heads = [f"{NAMES[part]} | − base" for part in parts]
@@ -101,7 +106,7 @@ def summary(found: list[Line]) -> str:
     """One line per setting and split: base, canonical columns, and the gain in points and %."""
     out = ["| setting | split | w = 1 | canonical | gain | gain, % | seeds |"]
     out += ["|---|---|---:|---:|---:|---:|---:|"]
-    for group in groups(found, lambda line: tuple(line.get(key) for key in KEY)).values():
+    for group in by_setting(found):
         rows = groups(group, lambda line: line["row"])
         for part in rows[BASE][0]["metrics"]:
             base, chosen = rows[BASE], rows.get(CHOSEN, [])
@@ -114,6 +119,22 @@ def summary(found: list[Line]) -> str:
             cells = [interval(kept), interval([rsum(line, part) for line in chosen])]
             cells += [interval(gain), interval(share), str(len(gain))]
             out.append(f"| {setting(group[0])} | {NAMES[part]} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def controls(found: list[Line]) -> str:
+    """How far canonical columns are above every other row of the settings in which all were run."""
+    full = [group for group in by_setting(found) if len({line["row"] for line in group}) > 10]
+    out = []
+    for group in full:
+        rows = groups(group, lambda line: line["row"])
+        part = "dev" if "dev" in rows[BASE][0]["metrics"] else "unseen"
+        out += [f"\n| {setting(group[0])}, {NAMES[part]} | canonical − row | seeds |"]
+        out += ["|---|---:|---:|"]
+        for name, kept in rows.items():
+            ahead = differences(rows[CHOSEN], kept, part)
+            if name != CHOSEN:
+                out.append(f"| {name} | {interval(ahead)} | {len(ahead)} |")
     return "\n".join(out)
 
 
@@ -166,8 +187,7 @@ def plot_gains(found: list[Line], file: Path) -> None:
     """Bars of the gain over the base, a panel per setting in which all rows were run."""
     import matplotlib.pyplot as plt
 
-    every = groups(found, lambda line: tuple(line.get(key) for key in KEY)).values()
-    full = [group for group in every if len({line["row"] for line in group}) > 10]
+    full = [group for group in by_setting(found) if len({line["row"] for line in group}) > 10]
     figure, axes = plt.subplots(1, len(full), figsize=(7 * len(full), 8), squeeze=False)
     for axis, group in zip(axes[0], full, strict=True):
         rows = groups(group, lambda line: line["row"])
@@ -228,7 +248,7 @@ def plot_transfer(found: list[Line], file: Path) -> None:
 
 
 TABLES: dict[str, tuple[Callable[[list[Line]], str], ...]] = {
-    "main_table": (summary, main_tables),
+    "main_table": (summary, controls, main_tables),
     "smoke": (summary, main_tables),
     "transfer": (transfer_tables,),
     "diagnosis": (diagnosis_tables,),
@@ -236,19 +256,34 @@ TABLES: dict[str, tuple[Callable[[list[Line]], str], ...]] = {
 PLOTS = {"main_table": plot_gains, "transfer": plot_transfer}
 
 
+def fill(page: Path, tables: dict[str, str]) -> None:
+    """Puts tables between the marks of a page that name them."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{table.strip()}\n{end}{rest.split(end)[1]}"
+    page.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
     parser.add_argument("--tables", nargs="+", default=["main_table", "transfer", "diagnosis"])
     parser.add_argument("--plots", type=Path, default=None, help="folder for the plots")
+    parser.add_argument("--page", type=Path, default=None, help="page to put the tables into")
     args = parser.parse_args()
+    made = {}
     for name in args.tables:
         found = lines(args.output / f"{name}.jsonl")
-        for table in TABLES[name]:
-            print(table(found))
+        made |= {table.__name__: table(found) for table in TABLES[name]}
         if args.plots and name in PLOTS:
             args.plots.mkdir(parents=True, exist_ok=True)
             PLOTS[name](found, args.plots / f"{name}.png")
+    if args.page:
+        fill(args.page, made)
+    else:
+        print("\n".join(made.values()))
 
 
 if __name__ == "__main__":
