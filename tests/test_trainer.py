@@ -240,6 +240,16 @@ def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
         assert torch.equal(value, encoder[name]), name
 
 
+def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_trainer, caplog):
+    no_dev = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    trainer = make_trainer(estimator="canonical", dev=None, **no_dev)
+    trainer.train()
+    assert "no `eval_dataset` to tell what canonical columns bring" in caplog.text
+    assert trainer.pico_model.column_weights.tolist() == [1.0] * 16
+    trainer.refine_prototypes()  # asked for by name: every candidate counts alike
+    assert trainer.pico_model.column_weights.std() > 0
+
+
 def test_aligning_again_starts_from_the_encoders_own_columns(make_trainer):
     trainer = make_trainer(estimator="canonical")
     trainer.refine_prototypes()

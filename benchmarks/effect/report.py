@@ -21,6 +21,8 @@ from scipy.stats import t as student
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
 KEY = ("dataset", "tower", "loss", "column", "dropout", "tuned")
 NAMES = {"dev": "dev", "seen": "seen styles", "unseen": "unseen family"}
+MOVES = {"flickr8k": "photos", "emoji/none": "drawings of all families"}
+MOVES |= {"emoji/fluent": "drawings of four families", "fluent": "drawings of the fifth"}
 NAMES["known concepts, unseen"] = "unseen family, known concepts"
 Line = dict[str, Any]
 
@@ -145,7 +147,7 @@ def transfer_tables(found: list[Line]) -> str:
         base = [line for line in group if line["row"] == "as it is"]
         counts = sorted({line["pairs"] for line in group} - {0})
         start = interval([rsum(line, "target") for line in base])
-        out += [f"\n**{source} → {target}**, as it is: {start}\n"]
+        out += [f"\n**{MOVES[source]} → {MOVES[target]}**, as it is: {start}\n"]
         out += ["| row | " + " | ".join(f"{count} pairs" for count in counts) + " |"]
         out += ["|---|" + "---:|" * len(counts)]
         for row, kept in groups(group, lambda line: line["row"]).items():
@@ -238,7 +240,7 @@ def plot_transfer(found: list[Line], file: Path) -> None:
             )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
-        axis.set_title(f"{source} → {target}")
+        axis.set_title(f"{MOVES[source]} → {MOVES[target]}")
         axis.set_xlabel("pairs (or pictures) of the new data")
         axis.set_ylabel("rSum − the network as it is")
     axes[0][0].legend(fontsize=8)

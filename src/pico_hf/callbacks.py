@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
     from pico_hf.trainer import PicoTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class PrototypeFeedbackCallback(TrainerCallback):
@@ -69,9 +72,16 @@ class PrototypeFeedbackCallback(TrainerCallback):
 
         The best checkpoint, if that is what the run ends with, is back in place by now.
         """
-        if self.trainer.args.refine_prototypes and self._canonical():
-            self.trainer.refine_prototypes()
-            self.trainer.evaluate()
+        if not (self.trainer.args.refine_prototypes and self._canonical()):
+            return
+        if self.trainer.eval_dataset is None:
+            logger.warning(
+                "There is no `eval_dataset` to tell what canonical columns bring, so the encoder's "
+                "own columns stay as they are, with uniform weights."
+            )
+            return
+        self.trainer.refine_prototypes()
+        self.trainer.evaluate()
 
     def _canonical(self) -> bool:
         return self.trainer.pico_model.prototypes.canonical

@@ -135,7 +135,8 @@ class PicoTrainer(Trainer):
 
         Either takes statistics of training pairs, tries what follows from them on the dev split,
         the network frozen, and fuses it by what it brought. It needs no training: with an encoder
-        as it is, `train_dataset` and `eval_dataset` are all it looks at.
+        as it is, `train_dataset` and `eval_dataset` are all it looks at. Without the latter, as
+        with a handful of pairs, all candidates for canonical columns count alike.
         """
         model = self.pico_model
         if model.prototypes.canonical:
@@ -153,12 +154,14 @@ class PicoTrainer(Trainer):
         model, encoder = self.pico_model, self._split_encoder()
         pairs = self.train_dataset.first(self.args.alignment_images)
         moments = pair_moments(encoder, pairs)
+        if self.eval_dataset is None:
+            return model.prototypes.align(moments)
         dev = encoder.split(self.dev_split.first(TRIAL_IMAGES), "Feedback trials", own_columns)
-        trials = tqdm(CANDIDATES, "Feedback trials", disable=self.args.disable_tqdm, leave=False)
 
         def trial(form: Tensor) -> float:
             return evaluate_form(model, dev, form)["rsum"]
 
+        trials = tqdm(CANDIDATES, "Feedback trials", disable=self.args.disable_tqdm, leave=False)
         return model.prototypes.align(moments, trial, trials)
 
     def _log_refinement(self, report: Refinement) -> None:
