@@ -64,8 +64,9 @@ class ModelArguments:
     text_model: str | None = field(default=None, metadata={"help": "Text tower."})
     num_prototypes: int = field(default=8, metadata={"help": "Style prototypes per modality, K."})
     probe_size: int = field(default=1024, metadata={"help": "Pairs that define the prototypes, R."})
-    estimator: str = field(
-        default=CANONICAL, metadata={"help": "Of the probability: canonical, paper or pseudo."}
+    estimator: str | None = field(
+        default=None,
+        metadata={"help": "canonical, paper or pseudo; default: as the model has it."},
     )
     fusion: str = field(default="normalised_gain", metadata={"help": "How iterations are fused."})
     column_dropout: float = field(
@@ -139,10 +140,11 @@ def main() -> None:
     dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
     data = {"train_dataset": train, "eval_dataset": dev}
     model, processor = load_model(model_args)
+    aligns = model.config.estimator == CANONICAL and args.refine_prototypes
+    twin = data_args.compare_base and aligns
     if model_args.use_lora:
         model = adapt(model, model_args)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    twin = data_args.compare_base and model_args.estimator == CANONICAL
     if args.do_train and data_args.compare_base and not twin:
         base_args = copy.copy(args)
         base_args.output_dir = str(Path(args.output_dir) / "_base")
@@ -195,11 +197,12 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
     knobs = {
         "num_prototypes": args.num_prototypes,
         "probe_size": args.probe_size,
-        "estimator": args.estimator,
         "column_dropout": args.column_dropout,
         "fusion": args.fusion,
         "loss": args.loss,
     }
+    if args.estimator:
+        knobs["estimator"] = args.estimator
     if args.model_name_or_path:
         processor = AutoProcessor.from_pretrained(args.model_name_or_path)
         return PicoModel.from_pretrained(args.model_name_or_path, **knobs), processor

@@ -28,6 +28,8 @@ def make_trainer(tmp_path: Path):
         images: int = 32,
         dev: int | None = 12,
         estimator: str = "paper",
+        model=None,
+        callbacks=None,
         **knobs,
     ):
         from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
@@ -43,7 +45,7 @@ def make_trainer(tmp_path: Path):
             "report_to": "none",
         }
         torch.manual_seed(0)
-        model = PicoModel.from_encoder(
+        model = model or PicoModel.from_encoder(
             tiny_encoder(encoder), num_prototypes=3, probe_size=16, estimator=estimator
         )
         return PicoTrainer(
@@ -52,6 +54,7 @@ def make_trainer(tmp_path: Path):
             train_dataset=tiny_rows(images),
             eval_dataset=None if dev is None else tiny_rows(dev),
             processing_class=tiny_processor(encoder),
+            callbacks=callbacks,
         )
 
     return build

@@ -55,7 +55,7 @@ def test_shared_is_the_agreement_of_matched_pairs_less_that_of_all_pairs():
         matched += torch.outer(images[image], texts[text]) / len(texts)
         for other in range(len(images)):
             every += torch.outer(images[other], texts[text]) / len(texts) / len(images)
-    torch.testing.assert_close(moments.shared(), matched - every)
+    torch.testing.assert_close(moments.shared, matched - every)
 
 
 def planted(pairs: int = 400) -> PairMoments:
@@ -109,6 +109,16 @@ def test_pairs_that_share_nothing_leave_the_encoders_own_columns():
     constant = SideMoments(torch.ones_like(moments.texts.means), moments.texts.scatter)
     alone = PairMoments(moments.images, constant, moments.text_to_image)
     assert torch.equal(bilinear_form(alone, CANDIDATES[0]), torch.eye(4, dtype=torch.float64))
+
+
+def test_rounding_is_not_taken_for_what_pairs_share():
+    moments = random_moments()
+    alike = moments.texts.means[:1].expand_as(moments.texts.means) * (1 + 1e-15)
+    alone = PairMoments(
+        moments.images, SideMoments(alike, moments.texts.scatter), moments.text_to_image
+    )
+    for candidate in CANDIDATES:
+        assert torch.equal(bilinear_form(alone, candidate), torch.eye(4, dtype=torch.float64))
 
 
 def test_no_tokens_are_refused():

@@ -37,6 +37,23 @@ def test_a_cached_pair_is_the_pair_of_the_same_epoch(tmp_path):
     assert words == [len(rows[row]["caption"].split()) for row in range(6)]
 
 
+def test_a_part_of_a_split_is_spread_evenly_and_keeps_captions_and_features(tmp_path):
+    towers, rows = encoder(), ImageTextDataset(tiny_rows(6))
+    cached = cache_token_features(towers, rows, tmp_path)
+    for split in (rows, cached):
+        part = split.spread(3)
+        assert len(part) == 3
+        assert part.text_to_image.tolist() == [0, 0, 1, 1, 2, 2]
+        assert part._texts == [split._texts[n] for n in (0, 1, 4, 5, 8, 9)]
+        assert split.spread(99) is split
+    part = cached.spread(3)
+    for ours, theirs in ((0, 0), (1, 2), (2, 4)):
+        one = part.images()[ours]["image_hidden_states"]
+        assert torch.equal(one, cached.images()[theirs]["image_hidden_states"])
+    words = [len(part.captions()[n]["text_hidden_states"]) for n in range(6)]
+    assert words == [len(text.split()) for text in part._texts]
+
+
 def test_the_key_changes_with_towers_data_and_preprocessing_but_not_with_heads():
     rows = ImageTextDataset(tiny_rows(6))
     towers = encoder()

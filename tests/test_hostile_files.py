@@ -202,6 +202,9 @@ BAD_PROTOTYPES = {
     "no probability": lambda f: edit_tensors(
         f / "prototypes.safetensors", semantic_probability=torch.full((16,), 2.0)
     ),
+    "a basis that is none": lambda f: edit_tensors(
+        f / "prototypes.safetensors", image_basis=2 * torch.eye(16)
+    ),
     "a foreign tensor": lambda f: edit_tensors(f / "prototypes.safetensors", more=torch.ones(1)),
     "no JSON": lambda f: (f / "prototypes.json").write_text("{"),
     "no object": lambda f: (f / "prototypes.json").write_text("[]"),

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from pico_hf import PicoModel
 from pico_hf.data import ImageTextDataset
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
-from tiny import tiny_rows
+from tiny import refine, tiny_inputs, tiny_rows
 
 
 def history(trainer, key: str) -> list[float]:
@@ -248,6 +249,32 @@ def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_traine
     assert trainer.pico_model.column_weights.tolist() == [1.0] * 16
     trainer.refine_prototypes()  # asked for by name: every candidate counts alike
     assert trainer.pico_model.column_weights.std() > 0
+
+
+def test_a_trainer_of_few_pairs_leaves_an_aligned_model_as_it_is(make_trainer):
+    model = make_trainer(estimator="canonical").pico_model
+    model.config.probe_size = 1024  # more than there are pairs
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        images = model.encode_images(inputs["pixel_values"])
+        texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
+    refine(model, images, texts)
+    weights = model.column_weights.clone()
+    make_trainer(estimator="canonical", model=model)
+    assert weights.std() > 0
+    assert torch.equal(model.column_weights, weights)
+
+
+def test_other_callbacks_find_the_model_aligned_when_training_ends(make_trainer):
+    seen = []
+
+    class Uploads(TrainerCallback):
+        def on_train_end(self, args, state, control, model, **kwargs):
+            seen.append(int(model.prototypes.iteration))
+
+    trainer = make_trainer(estimator="canonical", callbacks=[Uploads()])
+    trainer.train()
+    assert seen == [18]
 
 
 def test_aligning_again_starts_from_the_encoders_own_columns(make_trainer):

@@ -1,6 +1,6 @@
 """The main table: what column weights bring, literal and canonical, beside controls and peers.
 
-Run: python benchmarks/effect/main_table.py            # benchmarks/effect/main.yaml, hours
+Run: python benchmarks/effect/main_table.py            # benchmarks/effect/main_table.yaml, hours
      python benchmarks/effect/main_table.py --part 0/2 # and 1/2: two processes share the jobs
 `features.py` comes first. Every job trains its base, w = 1, once. Rows of canonical columns are
 estimated on that network when it is done; rows that weigh columns while the projections are trained
@@ -61,12 +61,13 @@ def permutation(columns: int, seed: int) -> Tensor:
 
 
 def mismatched(trainer: PicoTrainer) -> ColumnStatistics:
-    """Statistics of the probe set with every text at the image before its own."""
+    """Statistics of the probe set with every text at an image of something else."""
     probe = trainer.train_dataset.probe(trainer.pico_model.config.probe_size)
     batches = list(trainer._split_encoder().batches(probe, "Probe"))
     images = TokenFeatures.concatenate([image for image, _ in batches])
     texts = TokenFeatures.concatenate([text for _, text in batches])
-    return column_statistics(images, texts[torch.arange(len(texts)).roll(1)])
+    # Half the set away: neighbouring rows may show one concept in several styles.
+    return column_statistics(images, texts[torch.arange(len(texts)).roll(len(texts) // 2)])
 
 
 def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float]) -> None:
@@ -181,7 +182,7 @@ def canonical_forms(
     wrong = moments.text_to_image.roll(len(moments.text_to_image) // 2)
     others, their_gains = tried(type(moments)(moments.images, moments.texts, wrong))
     yield "canonical, mismatched pairs", fuse_forms(others, their_gains)[0], {}
-    diagonal = moments.shared().diagonal().clamp(min=0).diag()
+    diagonal = moments.shared.diagonal().clamp(min=0).diag()
     yield "own columns, matched − mismatched", diagonal, {}
 
 

@@ -89,8 +89,11 @@ class StoredSplit(CachedImageTextDataset):
         if live:
             self._stores = (self._stores[0], ImageTextDataset.captions(self))
 
-    def first(self, images: int) -> StoredSplit:
-        return StoredSplit(self._made_of[0], self.chosen[:images], *self._made_of[1:])
+    def spread(self, images: int) -> StoredSplit:
+        if images >= len(self):
+            return self
+        rows = [self.chosen[number] for number in self._evenly(images)]
+        return StoredSplit(self._made_of[0], rows, *self._made_of[1:])
 
 
 class _Mean(Dataset):

@@ -82,7 +82,7 @@ def forms(
             "canonical, a quarter for feedback",
             fuse_forms(tried, [rsum(form) - rsum(own) for form in tried])[0],
         )
-    yield "own columns, matched − mismatched", moments.shared().diagonal().clamp(min=0).diag()
+    yield "own columns, matched − mismatched", moments.shared.diagonal().clamp(min=0).diag()
     yield "own columns, style prototypes (paper)", paper_weights(encoder, pairs).double().diag()
 
 
@@ -120,7 +120,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
     encoder = SplitEncoder(model, PicoCollator(processor(job.tower)), disable_tqdm=True)
     pool, test_rows = target_rows(study, move)
     test = study.chosen("emoji", test_rows, job)
-    source = study.splits(job)["train"].first(REFERENCE)
+    source = study.splits(job)["train"].spread(REFERENCE)
     own = torch.eye(len(model.semantic_probability), dtype=torch.float64)
 
     def write(row: str, pairs: int, form: Tensor, split: Any) -> None:

@@ -143,7 +143,9 @@ class AlignedPrototypes(StylePrototypes):
         """Estimates canonical columns and their weights, from what each candidate brings.
 
         Trial before commit: every candidate is scored on the dev split, the fused one at last. If
-        that scores less than the encoder's own columns, those are kept with w = 1.
+        that scores less than the encoder's own columns, those are kept with w = 1. Ranks are what
+        improves: matched scores grow more than others, and the scale and bias that turn scores into
+        logits stay as they were trained.
 
         Args:
             moments: Of matched pairs, in the encoder's own columns.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -64,9 +65,10 @@ class SideMoments:
             lengths = batch.mask.sum(dim=1, keepdim=True)
             if not bool(lengths.all()):
                 raise ValueError("`batches` must have at least one real token in every row.")
-            real = batch.features.masked_fill(~batch.mask.unsqueeze(-1), 0.0).double()
+            real = _double(batch.features.masked_fill(~batch.mask.unsqueeze(-1), 0.0))
+            lengths, mask = lengths.to(real.device), batch.mask.to(real.device)
             means.append((real.sum(dim=1) / lengths).cpu())
-            flat = real[batch.mask]
+            flat = real[mask]
             total = total + flat.sum(dim=0).cpu()
             outer = outer + (flat.t() @ flat).cpu()
             count += len(flat)
@@ -98,24 +100,30 @@ class PairMoments:
                 f"{len(self.images.means)} images."
             )
 
+    @cached_property
     def shared(self) -> Float[Tensor, "columns columns"]:
         """C_vt, the covariance of mean patch and mean word over matched pairs.
 
         Example:
             >>> side = SideMoments(torch.tensor([[1.0], [3.0]]).double(), torch.eye(1).double())
-            >>> PairMoments(side, side, torch.tensor([0, 1])).shared().tolist()
+            >>> PairMoments(side, side, torch.tensor([0, 1])).shared.tolist()
             [[1.0]]
         """
         images = _centred(self.images.means[self.text_to_image])
         return images.t() @ _centred(self.texts.means) / len(self.text_to_image)
 
-    def scatter(self, of: str) -> tuple[Tensor, Tensor]:
-        """Σ of images and of texts: `"tokens"`, or `"items"` for their means."""
-        if of == "tokens":
-            return self.images.scatter, self.texts.scatter
-        means = self.images.means[self.text_to_image], self.texts.means
-        sides = [_centred(side) for side in means]
-        return sides[0].t() @ sides[0] / len(sides[0]), sides[1].t() @ sides[1] / len(sides[1])
+    @cached_property
+    def scatters(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Σ of images and of texts: of their `"tokens"`, and of their `"items"`, the means."""
+        images, texts = _centred(self.images.means[self.text_to_image]), _centred(self.texts.means)
+        count = len(self.text_to_image)
+        return {
+            "tokens": (self.images.scatter, self.texts.scatter),
+            "items": (images.t() @ images / count, texts.t() @ texts / count),
+        }
+
+
+LEAST_SHARED = 1e-9  # of what varies: less is rounding, and leaves the encoder's own columns
 
 
 class Candidate(NamedTuple):
@@ -159,14 +167,14 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
         >>> bilinear_form(moments, Candidate("tokens", 1.0, 0.75)).tolist()  # 4 / (4 + 2) of it
         [[1.5, 0.0], [0.0, 0.5]]
     """
-    image_scatter, text_scatter = moments.scatter(candidate.scatter)
-    shared = moments.shared()
-    form = _ridged_inverse(image_scatter, candidate.ridge) @ shared
-    form = form @ _ridged_inverse(text_scatter, candidate.ridge)
-    own = torch.eye(len(form), dtype=form.dtype)
-    spread = torch.linalg.svdvals(form).mean()
-    if spread == 0:  # nothing is shared: the encoder's own columns are all there is
+    image_scatter, text_scatter = moments.scatters[candidate.scatter]
+    own = torch.eye(len(image_scatter), dtype=image_scatter.dtype)
+    varies = (image_scatter.trace() * text_scatter.trace()).sqrt()
+    if moments.shared.norm() <= LEAST_SHARED * varies:
         return own
+    form = _ridged_inverse(image_scatter, candidate.ridge) @ moments.shared
+    form = form @ _ridged_inverse(text_scatter, candidate.ridge)
+    spread = torch.linalg.svdvals(form).mean()
     pairs = len(moments.images.means)
     share = candidate.share * pairs / (pairs + len(form))
     return own + share * (form / spread - own)
@@ -201,6 +209,11 @@ def canonical_columns(form: Float[Tensor, "columns columns"]) -> CanonicalColumn
     """
     left, values, right = torch.linalg.svd(form)
     return CanonicalColumns(left, right.t().contiguous(), values / values[0])
+
+
+def _double(features: Tensor) -> Tensor:
+    """In fp64, which not every device has."""
+    return (features.cpu() if features.device.type == "mps" else features).double()
 
 
 def _centred(rows: Tensor) -> Tensor:

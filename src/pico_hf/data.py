@@ -115,11 +115,15 @@ class ImageTextDataset(Dataset):
         """Every caption once, as rows `{"caption": str}`."""
         return _Rows("caption", self._texts)
 
-    def first(self, images: int) -> ImageTextDataset:
-        """The first `images` images with all their captions; this split if it has no more."""
+    def spread(self, images: int) -> ImageTextDataset:
+        """So many images, evenly spaced, with all their captions; this split if it has no more."""
         if images >= len(self):
             return self
-        return ImageTextDataset(self.rows.select(range(images)), self.seed)
+        return ImageTextDataset(self.rows.select(self._evenly(images)), self.seed)
+
+    def _evenly(self, images: int) -> list[int]:
+        """Rows that are often sorted, by class or style, are not to be cut off somewhere."""
+        return [number * len(self) // images for number in range(images)]
 
     def probe(self, size: int) -> Dataset:
         """The first `size` images with their first captions, whatever the epoch."""

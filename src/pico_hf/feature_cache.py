@@ -73,22 +73,28 @@ class CachedImageTextDataset(ImageTextDataset):
     def __init__(self, source: ImageTextDataset, folder: Path) -> None:
         self.__dict__.update(source.__dict__)
         self.folder = folder
-        self._stores = (
+        self._stores: tuple[Dataset, Dataset] = (
             TokenStore(folder / "images", "image_hidden_states"),
             TokenStore(folder / "captions", "text_hidden_states"),
         )
 
     def images(self) -> Dataset:
         """All images once, as hidden states."""
-        return Subset(self._stores[0], range(len(self)))
+        return self._stores[0]
 
     def captions(self) -> Dataset:
         """All captions once, as hidden states."""
-        return Subset(self._stores[1], range(len(self.text_to_image)))
+        return self._stores[1]
 
-    def first(self, images: int) -> CachedImageTextDataset:
-        """The first `images` images, whose features are the first of those in the folder."""
-        return CachedImageTextDataset(super().first(images), self.folder)
+    def spread(self, images: int) -> ImageTextDataset:
+        """So many images, evenly spaced, with all their captions, as hidden states."""
+        if images >= len(self):
+            return self
+        chosen = self._evenly(images)
+        part = CachedImageTextDataset(super().spread(images), self.folder)
+        captions = torch.isin(self.text_to_image, torch.tensor(chosen)).nonzero().flatten()
+        part._stores = Subset(self._stores[0], chosen), Subset(self._stores[1], captions.tolist())
+        return part
 
 
 def cache_token_features(

@@ -280,6 +280,10 @@ def _check_shapes(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
             )
         if not bool(torch.isfinite(buffers[name]).all()):
             raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be finite.")
+    for name in expected.keys() & {"image_basis", "text_basis"}:
+        basis = buffers[name].double()
+        if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
+            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
     probability = buffers["semantic_probability"]
     if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
         raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")

@@ -99,11 +99,13 @@ class PicoTrainer(Trainer):
             self.eval_dataset = _each(self._cache, dev)
         if train is not None and args.refine_prototypes:
             self._fit_probe()
-        self.add_callback(PrototypeFeedbackCallback(self))
+        # First, so that whoever uploads the model when training ends finds it aligned.
+        self.callback_handler.callbacks.insert(0, PrototypeFeedbackCallback(self))
 
     def _fit_probe(self) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
-        if self.pico_model.config.probe_size > len(self.train_dataset):
+        model = self.pico_model
+        if not model.prototypes.canonical and model.config.probe_size > len(self.train_dataset):
             self.restart_prototypes()
 
     # ---- feedback -------------------------------------------------------------------------
@@ -136,7 +138,8 @@ class PicoTrainer(Trainer):
         Either takes statistics of training pairs, tries what follows from them on the dev split,
         the network frozen, and fuses it by what it brought. It needs no training: with an encoder
         as it is, `train_dataset` and `eval_dataset` are all it looks at. Without the latter, as
-        with a handful of pairs, all candidates for canonical columns count alike.
+        with a handful of pairs, all candidates for canonical columns count alike. Checkpoints of a
+        run hold the network before its alignment; `save_model` saves it aligned.
         """
         model = self.pico_model
         if model.prototypes.canonical:
@@ -152,11 +155,10 @@ class PicoTrainer(Trainer):
 
     def _align_columns(self) -> list[Refinement]:
         model, encoder = self.pico_model, self._split_encoder()
-        pairs = self.train_dataset.first(self.args.alignment_images)
-        moments = pair_moments(encoder, pairs)
+        moments = pair_moments(encoder, self.train_dataset.spread(self.args.alignment_images))
         if self.eval_dataset is None:
             return model.prototypes.align(moments)
-        dev = encoder.split(self.dev_split.first(TRIAL_IMAGES), "Feedback trials", own_columns)
+        dev = encoder.split(self.dev_split.spread(TRIAL_IMAGES), "Feedback trials", own_columns)
 
         def trial(form: Tensor) -> float:
             return evaluate_form(model, dev, form)["rsum"]

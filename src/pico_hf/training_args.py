@@ -15,7 +15,8 @@ class PicoTrainingArguments(TrainingArguments):
     learning rate 2e-4 for heads and a tenth of it for towers, gradient clip 2.0, batch 128.
 
     Attributes:
-        refine_prototypes: False trains the base model: w = 1 throughout.
+        refine_prototypes: False leaves the column weights as they are: w = 1 throughout for a model
+            that is new.
         prototype_warmup_epochs: Epochs with uniform weights before the first refinement; the hinge
             loss ramps over all negatives meanwhile. >= 0.
         freeze_encoder: Train projections only and cache the towers' token features once.
