@@ -43,7 +43,7 @@ class StoredSplit(CachedImageTextDataset):
     """Some rows of a corpus, with features from the stores of `features.py`.
 
     Args:
-        corpus_rows: The whole corpus.
+        name: Of the corpus.
         chosen: Row numbers.
         tower: Name of the image tower.
         column: The text column.

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diagnosis import literal, statistics
+from main_table import permutation
 from pico_hf import PicoCollator, PicoModel
 from pico_hf.alignment import fuse_forms
 from pico_hf.canonical import (
@@ -25,8 +27,7 @@ from pico_hf.canonical import (
     canonical_columns,
 )
 from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
-from pico_hf.prototypes import StylePrototypes
-from pico_hf.semantic import column_statistics, column_weights
+from pico_hf.semantic import column_weights
 from study import Job, StoredSplit, Study, from_command_line, processor, row_numbers
 
 REFERENCE = 1024  # pictures of the source, for the calibration
@@ -44,9 +45,10 @@ def target_rows(study: Study, move: dict[str, str]) -> tuple[list[int], list[int
     return rows["known concepts, unseen"], rows["unseen"]
 
 
-def fused(moments: PairMoments, gains: list[float] | None = None) -> Tensor:
+def fused(moments: PairMoments) -> Tensor:
+    """Canonical columns without feedback: all candidates count alike."""
     forms = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
-    return fuse_forms(forms, gains or [0.0] * len(forms))[0]
+    return fuse_forms(forms, [0.0] * len(forms))[0]
 
 
 def forms(
@@ -60,7 +62,7 @@ def forms(
     form = fused(moments)
     yield "canonical", form
     basis = canonical_columns(form)
-    order = torch.randperm(len(form), generator=torch.Generator().manual_seed(1000 + seed))
+    order = permutation(len(form), seed)
     for name, p in (
         ("canonical, permuted w", basis.semantic_probability[order]),
         ("canonical, inverted p", 1 - basis.semantic_probability),
@@ -73,27 +75,16 @@ def forms(
         feedback = encoder.split(rest, "feedback", own_columns)
         kept = pair_moments(encoder, most)
         tried = [bilinear_form(kept, candidate) for candidate in CANDIDATES]
-        own = torch.eye(len(form), dtype=form.dtype)
 
         def rsum(form: Tensor) -> float:
             return evaluate_form(encoder.model, feedback, form)["rsum"]
 
-        yield (
-            "canonical, a quarter for feedback",
-            fuse_forms(tried, [rsum(form) - rsum(own) for form in tried])[0],
-        )
+        before = rsum(torch.eye(len(form), dtype=form.dtype))
+        gains = [rsum(form) - before for form in tried]
+        yield "canonical, a quarter for feedback", fuse_forms(tried, gains)[0]
     yield "own columns, matched − mismatched", moments.shared.diagonal().clamp(min=0).diag()
-    yield "own columns, style prototypes (paper)", paper_weights(encoder, pairs).double().diag()
-
-
-def paper_weights(encoder: SplitEncoder, pairs: StoredSplit) -> Tensor:
-    """The literal reconstruction's weights, from one iteration."""
-    batches = encoder.batches(pairs.probe(len(pairs)), "Probe", own_columns)
-    parts = [column_statistics(*pair) for pair in batches]
-    statistics = type(parts[0]).concatenate(parts)
-    prototypes = StylePrototypes(len(statistics.positive), 8, statistics.image_columns.shape[1])
-    prototypes.refine(statistics)
-    return column_weights(prototypes.semantic_probability)
+    probability = literal(statistics(encoder, pairs, len(pairs)), prototypes=8)
+    yield "own columns, style prototypes (paper)", column_weights(probability).double().diag()
 
 
 def calibrate(model: PicoModel, pictures: StoredSplit | None, source: StoredSplit) -> None:
