@@ -43,7 +43,7 @@ def test_every_config_file_is_read_by_a_script_of_its_name(tmp_path):
     for path in EFFECT.glob("*.yaml"):
         assert Study(path, tmp_path, tmp_path).config["seeds"], path
     smoke = Study(EFFECT / "smoke.yaml", tmp_path, tmp_path).config
-    assert set(smoke["literal"]) <= set(LITERAL)
+    assert set(smoke["jobs"][0]["literal"]) <= set(LITERAL)
 
 
 def test_the_interval_is_students():

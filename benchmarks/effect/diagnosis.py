@@ -25,7 +25,8 @@ from pico_hf.canonical import (
 from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from pico_hf.prototypes import StylePrototypes
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
-from study import Job, StoredSplit, Study, from_command_line, processor
+from study import Job, StoredSplit, Study, from_command_line
+from towers import processor
 
 
 def mean_patches(encoder: SplitEncoder, split: StoredSplit) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,12 +19,12 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import Dataset
 
-from pico_hf import PicoCollator, PicoModel
+from pico_hf import PicoCollator
 from pico_hf.evaluation import SplitEncoder, tower_states
 from pico_hf.feature_cache import TokenStore
 from pico_hf.similarity import TokenFeatures
+from towers import ROOT, pico_model, processor
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "flickr8k": ("flickr8k/train-0.parquet", "flickr8k/train-1.parquet", "flickr8k/val.parquet"),
     "emoji": ("emoji-styles/train.parquet", "emoji-styles/validation.parquet"),
@@ -89,13 +88,10 @@ def write_once(folder: Path, batches: Iterator[TokenFeatures]) -> None:
 
 def compute(name: str, tower: str, data: Path, folder: Path, image_size: int) -> None:
     """Stores `NAME-TOWER` (pictures) and `NAME-COLUMN` (texts), each if it is not there yet."""
-    sys.path.insert(0, str(ROOT / "examples"))
-    from lite_clip import load_lite_clip
-
     rows = corpus(name, data)
-    encoder, processor = load_lite_clip(vision=tower, image_size=image_size)
-    model = PicoModel.from_encoder(encoder).eval()
-    split_encoder = SplitEncoder(model, PicoCollator(processor, config=model.config))
+    model = pico_model(tower, 256, folder.parent, image_size).eval()
+    collate = PicoCollator(processor(tower, image_size), config=model.config)
+    split_encoder = SplitEncoder(model, collate)
     for column in TEXTS[name]:
         if not (folder / f"{name}-{column}").exists():
             flat = [text for row in texts(rows, column) for text in row]

@@ -89,10 +89,10 @@ def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float
         )
 
 
-def run_literal(study: Study, job: Job) -> None:
+def run_literal(study: Study, job: Job, rows: list[str]) -> None:
     """Trains one network per literal row that is missing."""
     splits = study.splits(job)
-    for row in study.config.get("literal", LITERAL):
+    for row in rows:
         knobs = LITERAL[row]
         if study.has(row=row, **vars(job)):
             continue
@@ -235,16 +235,18 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
 
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
-    jobs = []
+    every = []
     for entry in study.config["jobs"]:
         rows = entry.pop("rows")
-        jobs += [(Job(**entry, seed=seed), rows) for seed in study.config["seeds"]]
-    chosen = mine(jobs)
-    for job, rows in chosen:
+        literal = entry.pop("literal", [*LITERAL] if rows == "all" else [])
+        every += [(Job(**entry, seed=seed), rows, literal) for seed in study.config["seeds"]]
+    chosen = mine(every)
+    for job, rows, _ in chosen:
         run_trained(study, job, rows)
-    for job in [job for job, rows in reversed(chosen) if rows == "all"]:
-        run_literal(study, job)
-        run_peers(study, job)
+    for job, rows, literal in reversed(chosen):
+        run_literal(study, job, literal)
+        if rows == "all":
+            run_peers(study, job)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Subset
 from transformers import set_seed
 
-from features import ROOT, TEXTS, corpus, files, texts
+from features import TEXTS, corpus, files, texts
 from pico_hf import (
     ImageTextDataset,
     PicoModel,
@@ -32,9 +31,9 @@ from pico_hf import (
 )
 from pico_hf.encoders import projection_parameters
 from pico_hf.feature_cache import CachedImageTextDataset, TokenStore
+from towers import ROOT, pico_model, processor
 
 FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor
-TOWER_RATES = {"text": 5e-5, "text-lora": 5e-4}
 # Images, or concepts, of the training part that are left out of it and give feedback.
 HELD_OUT = {"flickr8k": 500, "emoji": 123, "drawings": 100}
 
@@ -51,7 +50,7 @@ class StoredSplit(CachedImageTextDataset):
         data: Of the corpora.
         seed: Of the choice of captions.
         pooled: One token per item, its mean.
-        live: Captions as texts, for a tower that is trained.
+        live: Sides that come as they are, `"image"` and `"text"`, for towers that are trained.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class StoredSplit(CachedImageTextDataset):
         data: Path,
         seed: int,
         pooled: bool = False,
-        live: bool = False,
+        live: tuple[str, ...] = (),
     ) -> None:
         self._made_of = (name, tower, column, folder, data, seed, pooled, live)
         self.chosen = chosen
@@ -85,9 +84,10 @@ class StoredSplit(CachedImageTextDataset):
             TokenStore(folder / f"{name}-{column}", "text_hidden_states"),
         )
         kept = [_Mean(store) if pooled else store for store in stores]
-        self._stores = (Subset(kept[0], chosen), Subset(kept[1], words))
-        if live:
-            self._stores = (self._stores[0], ImageTextDataset.captions(self))
+        self._stores = (
+            ImageTextDataset.images(self) if "image" in live else Subset(kept[0], chosen),
+            ImageTextDataset.captions(self) if "text" in live else Subset(kept[1], words),
+        )
 
     def spread(self, images: int) -> StoredSplit:
         if images >= len(self):
@@ -184,8 +184,8 @@ class Job:
         seed: Of projections, data order and captions.
         column: Text column; None takes the data set's usual one.
         dropout: Share of the image tower's columns left out in training; None is 0.
-        tuned: `"text"` trains the text tower in full, `"text-lora"` an adapter of it, behind images
-            of a frozen tower; None freezes both.
+        tuned: Which towers are trained, from the network of the same job with frozen ones: `"text"`
+            or `"both"`, in full; `"text-lora"` or `"both-lora"`, by adapters. None freezes them.
     """
 
     dataset: str
@@ -269,22 +269,17 @@ class Study:
         """Some rows of a corpus, as a job's tower sees them."""
         column = job.column or TEXTS[name][0]
         folder = self.output / "features"
-        live = job.tuned is not None
-        return StoredSplit(name, rows, job.tower, column, folder, self.data, job.seed, pooled, live)
+        return StoredSplit(
+            name, rows, job.tower, column, folder, self.data, job.seed, pooled, trained_sides(job)
+        )
 
     def trainer(
         self, job: Job, splits: dict[str, Any], model: PicoModel | None = None, **run: Any
     ) -> PicoTrainer:
         """A trainer of this job's network, from the same start for every row of a seed."""
-        knobs = self.config["training"]
-        name = job.dataset.partition("/")[0] + ("-tuned" if job.tuned else "")
         args = PicoTrainingArguments(
             output_dir=str(self.output / "run"),
-            freeze_encoder=job.tuned is None,
-            tower_learning_rate=TOWER_RATES.get(job.tuned or ""),
-            num_train_epochs=knobs["epochs"][name],
-            learning_rate=knobs["learning_rate"],
-            per_device_train_batch_size=knobs["batch_size"],
+            per_device_train_batch_size=self.config["training"]["batch_size"],
             lr_scheduler_type="cosine",
             eval_strategy=run.pop("eval_strategy", "no"),
             save_strategy="no",
@@ -293,6 +288,7 @@ class Study:
             seed=job.seed,
             report_to="none",
             disable_tqdm=True,
+            **self.schedule(job),
             **run,
         )
         return PicoTrainer(
@@ -303,25 +299,40 @@ class Study:
             processing_class=processor(job.tower),
         )
 
-    def start(self, job: Job, **knobs: Any) -> PicoModel:
-        """The frozen pair with newly drawn projections."""
-        from lite_clip import load_lite_clip
+    def schedule(self, job: Job) -> dict[str, Any]:
+        """Epochs and learning rates, as training arguments."""
+        knobs = self.config["tuning" if job.tuned else "training"]
+        common = {
+            "num_train_epochs": knobs["epochs"][job.dataset.partition("/")[0]],
+            "learning_rate": knobs["learning_rate"],
+        }
+        if job.tuned is None:
+            return {**common, "freeze_encoder": True}
+        rate = knobs["tower_learning_rate"][job.tuned]
+        return {**common, "tower_learning_rate": rate, "prototype_warmup_epochs": 0}
 
+    def start(self, job: Job, **knobs: Any) -> PicoModel:
+        """The pair with newly drawn projections, or with trained ones where towers are tuned."""
         set_seed(job.seed)
-        encoder, _ = load_lite_clip(self.config["training"]["columns"], vision=job.tower)
-        knobs["column_dropout"] = job.dropout or 0.0
-        model = PicoModel.from_encoder(encoder, loss=job.loss, **knobs)
-        model.encoder.vision_model.requires_grad_(False)
-        if job.tuned == "text-lora":
+        knobs |= {"column_dropout": job.dropout or 0.0, "loss": job.loss}
+        model = pico_model(job.tower, self.config["training"]["columns"], self.output, **knobs)
+        sides = trained_sides(job)
+        if "image" not in sides:
+            model.encoder.vision_model.requires_grad_(False)
+        if not sides:
+            return model
+        frozen = self.network(replace(job, tuned=None))
+        model.encoder.load_state_dict(load_file(frozen), strict=False)
+        if job.tuned.endswith("-lora"):
             return get_peft_model(model, pico_lora_config(model))
         return model
 
 
-@cache
-def processor(tower: str) -> Any:
-    from lite_clip import load_lite_clip
-
-    return load_lite_clip(vision=tower)[1]
+def trained_sides(job: Job) -> tuple[str, ...]:
+    """Sides whose towers a job trains."""
+    if job.tuned is None:
+        return ()
+    return ("text",) if job.tuned.startswith("text") else ("image", "text")
 
 
 @cache
@@ -345,6 +356,3 @@ def from_command_line(about: str | None, script: str) -> tuple[Study, Callable[[
     args = parser.parse_args()
     number, of = (int(value) for value in args.part.split("/"))
     return Study(args.config, args.output, args.data), lambda jobs: jobs[number::of]
-
-
-sys.path.insert(0, str(ROOT / "examples"))

@@ -28,7 +28,8 @@ from pico_hf.canonical import (
 )
 from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from pico_hf.semantic import column_weights
-from study import Job, StoredSplit, Study, from_command_line, processor, row_numbers
+from study import Job, StoredSplit, Study, from_command_line, row_numbers
+from towers import processor
 
 REFERENCE = 1024  # pictures of the source, for the calibration
 LEAST_FEEDBACK = 64  # pairs from which on a quarter of them can be spared for feedback
