@@ -67,9 +67,10 @@ def test_every_candidate_is_tried_against_the_encoders_own_columns():
     assert len(tried) == 5  # at last the fused one
 
 
-def test_columns_that_score_less_than_the_encoders_own_are_not_taken():
+def test_columns_that_score_less_than_the_encoders_own_are_not_taken(caplog):
     module = prototypes()
     module.align(random_moments(), lambda form: -float((form - torch.eye(4)).norm()))
+    assert "less than the encoder's own on the dev split" in caplog.text
     assert module.semantic_probability.tolist() == [1.0] * 4
     tokens = random_tokens(0)
     one, other = (module.to_columns(tokens, side).features for side in ("image", "text"))

@@ -9,6 +9,7 @@ concept, by whether the nearest picture of another style shows the same one (R@1
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -103,29 +104,38 @@ def run(study: Study, job: Job) -> None:
             spread = float(weights.std(correction=0))
             form = weights.double().diag()
             write("paper", metrics=measure(form), K=prototypes, R=probes, spread=spread)
-    probe_columns(
-        study,
-        job,
-        encoder,
-        splits,
-        {
-            "canonical": (basis.image_basis, basis.semantic_probability),
-            "paper": (own, literal(largest, 8)),
-            "p̂": (own, largest.matched),
-        },
-        write,
-    )
+    estimators = {
+        "canonical": (basis.image_basis, basis.semantic_probability),
+        "paper": (own, literal(largest, 8)),
+        "p̂": (own, largest.matched),
+    }
+    probe_columns(encoder, splits, estimators, study.config["quarter"], job.seed, write)
     write("complete")
 
 
-def probe_columns(study, job, encoder, splits, estimators, write) -> None:
-    """What the quarter of columns with the highest, the lowest and any probability encodes."""
+def probe_columns(
+    encoder: SplitEncoder,
+    splits: dict[str, StoredSplit],
+    estimators: dict[str, tuple[Tensor, Tensor]],
+    size: int,
+    seed: int,
+    write: Callable[..., None],
+) -> None:
+    """What the columns with the highest, the lowest and any probability encode.
+
+    Args:
+        encoder: Gives the encoder's own columns.
+        splits: Probes are fitted on `train` and read on `seen`.
+        estimators: (basis, probability of its columns) by name.
+        size: Columns in a set.
+        seed: Of the random set.
+        write: Takes the row's name and what was measured.
+    """
     sides = {part: mean_patches(encoder, splits[part]) for part in ("train", "seen")}
     names = {part: (splits[part].rows["gallery"], splits[part].rows["image_id"]) for part in sides}
-    size = study.config["quarter"]
     for estimator, (basis, probability) in estimators.items():
         order = probability.argsort(descending=True)
-        generator = torch.Generator().manual_seed(job.seed)
+        generator = torch.Generator().manual_seed(seed)
         sets = {"highest p": order[:size], "lowest p": order[-size:]}
         sets["random"] = torch.randperm(len(order), generator=generator)[:size]
         for name, columns in sets.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from pico_hf.fusion import FUSION_RULES, FusionState
 from pico_hf.prototypes import ESTIMATORS, Refinement, StylePrototypes
 from pico_hf.semantic import ColumnStatistics
 from pico_hf.similarity import TokenFeatures
+
+logger = logging.getLogger(__name__)
 
 CANONICAL = "canonical"
 ALL_ESTIMATORS = (CANONICAL, *ESTIMATORS)
@@ -183,7 +186,15 @@ class AlignedPrototypes(StylePrototypes):
             temperature=self.feedback_temperature,
             momentum=self.fusion_momentum,
         )
-        self._commit(own if trial and trial(fused) < before else fused)
+        after = trial(fused) if trial else before
+        if after < before:
+            logger.warning(
+                "Canonical columns scored %.1f rSum less than the encoder's own on the dev split, "
+                "so those stay as they are, with uniform weights.",
+                before - after,
+            )
+            fused = own
+        self._commit(fused)
         self._aligned = None
         self.iteration.fill_(len(forms))
         self.log_total_gain.fill_(log_total)

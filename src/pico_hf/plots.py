@@ -46,7 +46,7 @@ def plot_spectrum(probability: Tensor, path: Path) -> None:
 
 
 def plot_iterations(iterations: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws Δ and the final weight of every prototype iteration.
+    """Draws Δ and the final weight of every prototype iteration, or of every candidate.
 
     Args:
         iterations: The trainer's log entries of refinements, in order.
@@ -57,10 +57,10 @@ def plot_iterations(iterations: Sequence[dict[str, Any]], path: Path) -> None:
     shares = final_shares([entry["pico_fused_weight"] for entry in iterations])
     axes.bar(numbers, shares, color="#1f6f8b", alpha=0.8)
     axes.set(
-        xlabel="prototype iteration",
-        ylabel="weight in the final prototypes",
+        xlabel="iteration, or candidate for canonical columns",
+        ylabel="weight in the end",
         ylim=(0, 1.02),
-        title="Prototypes that helped more weigh more",
+        title="What helped more weighs more",
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     gains = axes.twinx()
