@@ -153,9 +153,9 @@ def probe_columns(
 
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
-    seeds, networks = study.config["seeds"], study.config["networks"]
-    for job in mine([Job(**network, seed=seed) for network in networks for seed in seeds]):
-        run(study, job)
+    for network in study.config["networks"]:
+        for seed in filter(mine, study.config["seeds"]):
+            run(study, Job(**network, seed=seed))
 
 
 if __name__ == "__main__":

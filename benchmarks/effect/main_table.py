@@ -1,7 +1,7 @@
 """The main table: what column weights bring, literal and canonical, beside controls and peers.
 
 Run: python benchmarks/effect/main_table.py            # benchmarks/effect/main_table.yaml, hours
-     python benchmarks/effect/main_table.py --part 0/2 # and 1/2: two processes share the jobs
+     python benchmarks/effect/main_table.py --part 0/2 # and 1/2: two processes share the seeds
 `features.py` comes first. Every job trains its base, w = 1, once. Rows of canonical columns are
 estimated on that network when it is done; rows that weigh columns while the projections are trained
 train a network each, from the same start and in the same order of the data. Lines that are in the
@@ -182,8 +182,9 @@ def canonical_forms(
     wrong = moments.text_to_image.roll(len(moments.text_to_image) // 2)
     others, their_gains = tried(type(moments)(moments.images, moments.texts, wrong))
     yield "canonical, mismatched pairs", fuse_forms(others, their_gains)[0], {}
-    diagonal = moments.shared.diagonal().clamp(min=0).diag()
-    yield "own columns, matched − mismatched", diagonal, {}
+    diagonals = [form.diagonal().diag() for form in forms]
+    gains = [trial(form) - before for form in diagonals]
+    yield "own columns, diagonals of the forms", fuse_forms(diagonals, gains)[0], {}
 
 
 def run_peers(study: Study, job: Job) -> None:
@@ -203,7 +204,7 @@ def run_peers(study: Study, job: Job) -> None:
             metrics = scores(other, pooled)
         else:
             metrics = PEERS[row](trainer, encoded)
-        study.write(job, row, started, metrics=metrics, spread=0.0)
+        study.write(job, row, started, metrics=metrics)
 
 
 def run_trained(study: Study, job: Job, rows: str) -> None:
@@ -235,12 +236,12 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
 
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
-    every = []
+    chosen = []
     for entry in study.config["jobs"]:
         rows = entry.pop("rows")
         literal = entry.pop("literal", [*LITERAL] if rows == "all" else [])
-        every += [(Job(**entry, seed=seed), rows, literal) for seed in study.config["seeds"]]
-    chosen = mine(every)
+        jobs = [Job(**entry, seed=seed) for seed in filter(mine, study.config["seeds"])]
+        chosen += [(job, rows, literal) for job in jobs]
     for job, rows, _ in chosen:
         run_trained(study, job, rows)
     for job, rows, literal in reversed(chosen):

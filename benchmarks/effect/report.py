@@ -19,7 +19,9 @@ from typing import Any
 from scipy.stats import t as student
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
-KEY = ("dataset", "tower", "loss", "column", "dropout", "tuned")
+KEY = ("dataset", "tower", "loss", "column", "dropout", "tuned", "epochs")
+TUNED = {"text": "text tower tuned", "text-lora": "text tower tuned by LoRA"}
+TUNED |= {"both": "both towers tuned", "both-lora": "both towers tuned by LoRA"}
 NAMES = {"dev": "dev", "seen": "seen styles", "unseen": "unseen family"}
 MOVES = {"flickr8k": "photos", "emoji/none": "drawings of all families"}
 MOVES |= {"emoji/fluent": "drawings of four families", "fluent": "drawings of the fifth"}
@@ -74,7 +76,8 @@ def setting(line: Line) -> str:
     known = [str(line[key]) for key in ("dataset", "tower", "loss")]
     known += [f"captions: {line['column']}"] if line.get("column") else []
     known += [f"column dropout {line['dropout']}"] if line.get("dropout") else []
-    known += [f"{line['tuned']} tower tuned"] if line.get("tuned") else []
+    known += [f"{line['epochs']} epochs"] if line.get("epochs") else []
+    known += [TUNED[line["tuned"]]] if line.get("tuned") else []
     return ", ".join(known)
 
 
@@ -98,9 +101,10 @@ def main_tables(found: list[Line]) -> str:
                 cells.append(interval([rsum(line, part) for line in kept]))
                 gain = differences(kept, rows[BASE], part)
                 cells.append("" if name == BASE else interval(gain))
-            spread = statistics.mean(line["spread"] for line in kept)
+            spreads = [line["spread"] for line in kept if "spread" in line]
+            cells.append(f"{statistics.mean(spreads):.2f}" if spreads else "")
             shown = f"**{name}**" if name == CHOSEN else name
-            out.append(f"| {shown} | {' | '.join(cells)} | {spread:.2f} | {len(kept)} |")
+            out.append(f"| {shown} | {' | '.join(cells)} | {len(kept)} |")
     return "\n".join(out)
 
 

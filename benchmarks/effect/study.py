@@ -186,6 +186,7 @@ class Job:
         dropout: Share of the image tower's columns left out in training; None is 0.
         tuned: Which towers are trained, from the network of the same job with frozen ones: `"text"`
             or `"both"`, in full; `"text-lora"` or `"both-lora"`, by adapters. None freezes them.
+        epochs: Of training; None takes the configuration's.
     """
 
     dataset: str
@@ -195,6 +196,7 @@ class Job:
     column: str | None = None
     dropout: float | None = None
     tuned: str | None = None
+    epochs: int | None = None
 
 
 class Study:
@@ -242,17 +244,21 @@ class Study:
         return self.output / "networks" / f"{name}.safetensors"
 
     def save(self, job: Job, model: PicoModel) -> None:
-        """Keeps the trained projections; the towers are those of the packages."""
+        """Keeps the trained projections and the scale of logits; towers are frozen."""
         file = self.network(job)
         file.parent.mkdir(exist_ok=True)
-        heads = projection_parameters(model.encoder)
-        named = dict(model.encoder.named_parameters())
-        save_file({name: named[name].detach() for name in heads}, file)
+        heads = {f"encoder.{name}" for name in projection_parameters(model.encoder)}
+        trained = {
+            name: parameter.detach()
+            for name, parameter in model.named_parameters()
+            if name in heads or name.startswith("pair_logits.")
+        }
+        save_file(trained, file)
 
     def load(self, job: Job) -> PicoModel:
         """The trained network of a job."""
         model = self.start(job)
-        model.encoder.load_state_dict(load_file(self.network(job)), strict=False)
+        restore(model, self.network(job))
         return model
 
     # ---- data and training -----------------------------------------------------------------
@@ -303,7 +309,7 @@ class Study:
         """Epochs and learning rates, as training arguments."""
         knobs = self.config["tuning" if job.tuned else "training"]
         common = {
-            "num_train_epochs": knobs["epochs"][job.dataset.partition("/")[0]],
+            "num_train_epochs": job.epochs or knobs["epochs"][job.dataset.partition("/")[0]],
             "learning_rate": knobs["learning_rate"],
         }
         if job.tuned is None:
@@ -321,11 +327,21 @@ class Study:
             model.encoder.vision_model.requires_grad_(False)
         if not sides:
             return model
-        frozen = self.network(replace(job, tuned=None))
-        model.encoder.load_state_dict(load_file(frozen), strict=False)
+        restore(model, self.network(replace(job, tuned=None)))
         if job.tuned.endswith("-lora"):
             return get_peft_model(model, pico_lora_config(model))
         return model
+
+
+def restore(model: PicoModel, file: Path) -> None:
+    """Fills in what [`Study.save`] kept.
+
+    Raises:
+        ValueError: If the file is of another network.
+    """
+    unknown = model.load_state_dict(load_file(file), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{file} has {', '.join(unknown)}, which this network has not.")
 
 
 def trained_sides(job: Job) -> tuple[str, ...]:
@@ -341,8 +357,8 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def from_command_line(about: str | None, script: str) -> tuple[Study, Callable[[list], list]]:
-    """The study a script is about, and which of its jobs are this process's.
+def from_command_line(about: str | None, script: str) -> tuple[Study, Callable[[int], bool]]:
+    """The study a script is about, and whether a seed is this process's.
 
     Args:
         about: What the script says of itself.
@@ -352,7 +368,7 @@ def from_command_line(about: str | None, script: str) -> tuple[Study, Callable[[
     parser.add_argument("--config", type=Path, default=Path(script).with_suffix(".yaml"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
-    parser.add_argument("--part", default="0/1", help="0/2 and 1/2 share the jobs")
+    parser.add_argument("--part", default="0/1", help="0/2 and 1/2 share the seeds")
     args = parser.parse_args()
     number, of = (int(value) for value in args.part.split("/"))
-    return Study(args.config, args.output, args.data), lambda jobs: jobs[number::of]
+    return Study(args.config, args.output, args.data), lambda seed: seed % of == number

@@ -141,9 +141,9 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
 
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
-    jobs = [(move, seed) for seed in study.config["seeds"] for move in study.config["moves"]]
-    for move, seed in mine(jobs):
-        run(study, move, seed)
+    for seed in filter(mine, study.config["seeds"]):
+        for move in study.config["moves"]:
+            run(study, move, seed)
 
 
 if __name__ == "__main__":
