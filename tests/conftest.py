@@ -9,11 +9,15 @@ if os.environ.setdefault("CUDA_VISIBLE_DEVICES", "") == "":
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for a GPU run on the CPU, step by step
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tiny import tiny_encoder, tiny_processor, tiny_rows
+
+if TYPE_CHECKING:
+    from pico_hf.data import ImageTextDataset
 
 torch.set_num_threads(1)
 
@@ -26,7 +30,7 @@ def make_trainer(tmp_path: Path):
         encoder: str = "clip",
         folder: str = "run",
         images: int = 32,
-        dev: int | None = 12,
+        dev: int | ImageTextDataset | None = 12,
         estimator: str = "paper",
         model=None,
         callbacks=None,
@@ -52,7 +56,7 @@ def make_trainer(tmp_path: Path):
             model,
             PicoTrainingArguments(output_dir=str(tmp_path / folder), **{**args, **knobs}),
             train_dataset=tiny_rows(images),
-            eval_dataset=None if dev is None else tiny_rows(dev),
+            eval_dataset=tiny_rows(dev) if isinstance(dev, int) else dev,
             processing_class=tiny_processor(encoder),
             callbacks=callbacks,
         )

@@ -69,7 +69,8 @@ def test_every_candidate_is_tried_against_the_encoders_own_columns():
 
 def test_columns_that_score_less_than_the_encoders_own_are_not_taken(caplog):
     module = prototypes()
-    module.align(random_moments(), lambda form: -float((form - torch.eye(4)).norm()))
+    reports = module.align(random_moments(), lambda form: -float((form - torch.eye(4)).norm()))
+    assert {report.fused_weight for report in reports} == {0.0}
     assert "less than the encoder's own on the dev split" in caplog.text
     assert module.semantic_probability.tolist() == [1.0] * 4
     tokens = random_tokens(0)
@@ -156,3 +157,8 @@ def test_style_prototypes_are_not_refined_on_canonical_columns_nor_the_other_way
 def test_moments_of_another_width_are_refused():
     with pytest.raises(ValueError, match="`moments` must have the encoder's 4 columns, got 6"):
         prototypes().align(random_moments(columns=6))
+
+
+def test_no_candidates_are_refused():
+    with pytest.raises(ValueError, match="`candidates` must hold at least one"):
+        prototypes().align(random_moments(), candidates=[])

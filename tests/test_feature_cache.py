@@ -37,17 +37,19 @@ def test_a_cached_pair_is_the_pair_of_the_same_epoch(tmp_path):
     assert words == [len(rows[row]["caption"].split()) for row in range(6)]
 
 
-def test_a_part_of_a_split_is_spread_evenly_and_keeps_captions_and_features(tmp_path):
+def test_a_part_of_a_split_keeps_captions_and_features(tmp_path):
     towers, rows = encoder(), ImageTextDataset(tiny_rows(6))
     cached = cache_token_features(towers, rows, tmp_path)
+    drawn = rows._drawn(3)
+    assert drawn == sorted(set(drawn)) == cached._drawn(3)
     for split in (rows, cached):
-        part = split.spread(3)
+        part = split.sample(3)
         assert len(part) == 3
         assert part.text_to_image.tolist() == [0, 0, 1, 1, 2, 2]
-        assert part._texts == [split._texts[n] for n in (0, 1, 4, 5, 8, 9)]
-        assert split.spread(99) is split
-    part = cached.spread(3)
-    for ours, theirs in ((0, 0), (1, 2), (2, 4)):
+        assert part._texts == [split._texts[2 * n + k] for n in drawn for k in (0, 1)]
+        assert split.sample(99) is split
+    part = cached.sample(3)
+    for ours, theirs in enumerate(drawn):
         one = part.images()[ours]["image_hidden_states"]
         assert torch.equal(one, cached.images()[theirs]["image_hidden_states"])
     words = [len(part.captions()[n]["text_hidden_states"]) for n in range(6)]

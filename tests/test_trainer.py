@@ -1,13 +1,26 @@
 """Training, feedback, evaluation, the best model, and exact resume."""
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 from transformers import TrainerCallback
 
 from pico_hf import PicoModel
 from pico_hf.data import ImageTextDataset
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.trainer import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
+
+
+def in_galleries(names: list[str]) -> ImageTextDataset:
+    """A picture per name, to be ranked with those of the same name."""
+    same = {"image": [Image.new("RGB", (2, 2))], "captions": [["a"]]}
+    rows = {key: value * len(names) for key, value in same.items()}
+    numbers = [str(n) for n in range(len(names))]
+    return ImageTextDataset(
+        datasets.Dataset.from_dict({**rows, "image_id": numbers, "gallery": names})
+    )
 
 
 def history(trainer, key: str) -> list[float]:
@@ -239,6 +252,30 @@ def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
     assert trainer.evaluate()["eval_rsum"] >= before
     for name, value in trainer.pico_model.encoder.state_dict().items():
         assert torch.equal(value, encoder[name]), name
+
+
+def test_trials_rank_as_many_images_as_one_gallery_of_a_thousand_costs():
+    assert len(trial_part(in_galleries(["one"] * 1200))) == 1000
+    assert len(trial_part(in_galleries(["one", "two", "three", "four"] * 600))) == 2000  # 4 · 500²
+    small = in_galleries([str(n) for n in range(50)] * 10)
+    assert trial_part(small) is small
+
+
+def test_a_part_drawn_from_styles_that_take_turns_has_all_of_them():
+    part = in_galleries([str(n % 5) for n in range(100)]).sample(20)
+    assert len(part.gallery.unique()) == 5
+
+
+def test_galleries_too_small_to_tell_anything_are_warned_of(make_trainer, caplog):
+    make_trainer(dev=in_galleries(["one", "two", "three", "four"] * 3))
+    assert "Half of the galleries of `eval_dataset` have no more than 3 images" in caplog.text
+
+
+def test_without_pairs_there_are_no_canonical_columns(make_trainer):
+    trainer = make_trainer(estimator="canonical")
+    trainer.train_dataset = None
+    with pytest.raises(ValueError, match="give `train_dataset`"):
+        trainer.refine_prototypes()
 
 
 def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_trainer, caplog):

@@ -88,7 +88,7 @@ def run(study: Study, job: Job) -> None:
     before = evaluate_form(model, feedback, own)["rsum"]
     write("w = 1 (base)", metrics=measure(own))
     for images in study.config["images"]:
-        moments = pair_moments(encoder, splits["train"].spread(images))
+        moments = pair_moments(encoder, splits["train"].sample(images))
         candidates = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
         gains = [evaluate_form(model, feedback, form)["rsum"] - before for form in candidates]
         write("canonical", metrics=measure(fuse_forms(candidates, gains)[0]), images=images)

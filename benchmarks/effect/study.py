@@ -89,10 +89,10 @@ class StoredSplit(CachedImageTextDataset):
             ImageTextDataset.captions(self) if "text" in live else Subset(kept[1], words),
         )
 
-    def spread(self, images: int) -> StoredSplit:
+    def sample(self, images: int) -> StoredSplit:
         if images >= len(self):
             return self
-        rows = [self.chosen[number] for number in self._evenly(images)]
+        rows = [self.chosen[number] for number in self._drawn(images)]
         return StoredSplit(self._made_of[0], rows, *self._made_of[1:])
 
 

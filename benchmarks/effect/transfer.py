@@ -112,7 +112,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
     encoder = SplitEncoder(model, PicoCollator(processor(job.tower)), disable_tqdm=True)
     pool, test_rows = target_rows(study, move)
     test = study.chosen("emoji", test_rows, job)
-    source = study.splits(job)["train"].spread(REFERENCE)
+    source = study.splits(job)["train"].sample(REFERENCE)
     own = torch.eye(len(model.semantic_probability), dtype=torch.float64)
 
     def write(row: str, pairs: int, form: Tensor, split: Any) -> None:

@@ -157,10 +157,11 @@ class AlignedPrototypes(StylePrototypes):
             candidates: Tried in this order.
 
         Returns:
-            What every candidate brought.
+            What every candidate brought, with a share of 0 if none was taken.
 
         Raises:
-            ValueError: If the estimator is another one, or if the moments have other columns.
+            ValueError: If the estimator is another one, if the moments have other columns, or if
+                there is no candidate.
         """
         columns = len(self.semantic_probability)
         if not self.canonical:
@@ -179,6 +180,8 @@ class AlignedPrototypes(StylePrototypes):
         for candidate in candidates:
             forms.append(bilinear_form(moments, candidate))
             gains.append(trial(forms[-1]) - before if trial else 0.0)
+        if not forms:
+            raise ValueError("`candidates` must hold at least one, got none.")
         fused, shares, log_total = fuse_forms(
             forms,
             gains,
@@ -193,7 +196,7 @@ class AlignedPrototypes(StylePrototypes):
                 "so those stay as they are, with uniform weights.",
                 before - after,
             )
-            fused = own
+            fused, shares, log_total = own, [0.0] * len(shares), 0.0
         self._commit(fused)
         self._aligned = None
         self.iteration.fill_(len(forms))

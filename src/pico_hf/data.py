@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,15 +116,15 @@ class ImageTextDataset(Dataset):
         """Every caption once, as rows `{"caption": str}`."""
         return _Rows("caption", self._texts)
 
-    def spread(self, images: int) -> ImageTextDataset:
-        """So many images, evenly spaced, with all their captions; this split if it has no more."""
+    def sample(self, images: int) -> ImageTextDataset:
+        """So many images with all their captions, always the same; this split if it has no more."""
         if images >= len(self):
             return self
-        return ImageTextDataset(self.rows.select(self._evenly(images)), self.seed)
+        return ImageTextDataset(self.rows.select(self._drawn(images)), self.seed)
 
-    def _evenly(self, images: int) -> list[int]:
-        """Rows that are often sorted, by class or style, are not to be cut off somewhere."""
-        return [number * len(self) // images for number in range(images)]
+    def _drawn(self, images: int) -> list[int]:
+        """At random: even steps through rows in which styles take turns may meet one style only."""
+        return sorted(random.Random(0).sample(range(len(self)), images))
 
     def probe(self, size: int) -> Dataset:
         """The first `size` images with their first captions, whatever the epoch."""

@@ -86,12 +86,12 @@ class CachedImageTextDataset(ImageTextDataset):
         """All captions once, as hidden states."""
         return self._stores[1]
 
-    def spread(self, images: int) -> ImageTextDataset:
-        """So many images, evenly spaced, with all their captions, as hidden states."""
+    def sample(self, images: int) -> ImageTextDataset:
+        """So many images with all their captions, always the same, as hidden states."""
         if images >= len(self):
             return self
-        chosen = self._evenly(images)
-        part = CachedImageTextDataset(super().spread(images), self.folder)
+        chosen = self._drawn(images)
+        part = CachedImageTextDataset(super().sample(images), self.folder)
         captions = torch.isin(self.text_to_image, torch.tensor(chosen)).nonzero().flatten()
         part._stores = Subset(self._stores[0], chosen), Subset(self._stores[1], captions.tolist())
         return part

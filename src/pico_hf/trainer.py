@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,10 @@ from pico_hf.publishing import copy_model_files, write_run_card
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training_args import PicoTrainingArguments
 
+logger = logging.getLogger(__name__)
+
 MIN_DEV_IMAGES = 10
-TRIAL_IMAGES = 1000  # of the dev split: every candidate for canonical columns ranks them once
+TRIAL_IMAGES = 1000  # in one gallery; several galleries may have as many as rank at that cost
 
 
 class PicoTrainer(Trainer):
@@ -155,10 +158,12 @@ class PicoTrainer(Trainer):
 
     def _align_columns(self) -> list[Refinement]:
         model, encoder = self.pico_model, self._split_encoder()
-        moments = pair_moments(encoder, self.train_dataset.spread(self.args.alignment_images))
+        if self.train_dataset is None:
+            raise ValueError("Canonical columns come from pairs: give `train_dataset`.")
+        moments = pair_moments(encoder, self.train_dataset.sample(self.args.alignment_images))
         if self.eval_dataset is None:
             return model.prototypes.align(moments)
-        dev = encoder.split(self.dev_split.spread(TRIAL_IMAGES), "Feedback trials", own_columns)
+        dev = encoder.split(trial_part(self.dev_split), "Feedback trials", own_columns)
 
         def trial(form: Tensor) -> float:
             return evaluate_form(model, dev, form)["rsum"]
@@ -360,11 +365,24 @@ def _check_adapter(model: nn.Module, args: PicoTrainingArguments) -> None:
                 )
 
 
+def trial_part(split: ImageTextDataset) -> ImageTextDataset:
+    """What of a split every candidate ranks once: the cost is that of all galleries' squares."""
+    sizes = split.gallery.bincount().double()
+    return split.sample(int(len(split) * TRIAL_IMAGES / float(sizes.norm())))
+
+
 def _check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
+    typical = int(split.gallery.bincount().median())
     if len(split) < MIN_DEV_IMAGES:
         raise ValueError(
             f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "
             "fewer, R@10 is 100 % by chance and feedback is noise."
+        )
+    if typical < MIN_DEV_IMAGES:
+        logger.warning(
+            "Half of the galleries of `eval_dataset` have no more than %d images: in them R@10 is "
+            "100 %% by chance, and feedback is noise. Rank more images together.",
+            typical,
         )
     return split
 
