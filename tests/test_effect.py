@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import report
 from main_table import LITERAL
-from study import Study, corpus_facts, family, row_numbers
+from small_vit import GRID, mirrored
+from study import Job, Study, corpus_facts, family, from_command_line, row_numbers, trained_sides
 
 EFFECT = Path(report.__file__).parent
 
@@ -44,6 +46,41 @@ def test_every_config_file_is_read_by_a_script_of_its_name(tmp_path):
         assert Study(path, tmp_path, tmp_path).config["seeds"], path
     smoke = Study(EFFECT / "smoke.yaml", tmp_path, tmp_path).config
     assert set(smoke["jobs"][0]["literal"]) <= set(LITERAL)
+
+
+def test_two_processes_share_the_seeds(monkeypatch, tmp_path):
+    taken = []
+    for part in ("0/2", "1/2"):
+        wanted = ["script", "--part", part, "--output", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", [*wanted, "--config", str(EFFECT / "smoke.yaml")])
+        _, mine = from_command_line(None, "main_table.py")
+        taken.append(list(filter(mine, range(5))))
+    assert taken == [[0, 2, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "sides"),
+    [
+        (None, ()),
+        ("text", ("text",)),
+        ("text-lora", ("text",)),
+        ("both", ("image", "text")),
+        ("both-lora", ("image", "text")),
+    ],
+)
+def test_which_towers_a_job_trains(tuned, sides):
+    assert trained_sides(Job("emoji/fluent", "vit", "hinge", 0, tuned=tuned)) == sides
+
+
+def test_a_mirrored_picture_has_a_mirrored_map():
+    torch.manual_seed(0)
+    pixels = torch.rand(16, 3, GRID, GRID)  # a pixel per cell
+    cells = pixels.flatten(2).transpose(1, 2)
+    turned, theirs = mirrored(pixels, cells)
+    assert torch.equal(theirs, turned.flatten(2).transpose(1, 2))
+    kept = (turned == pixels).flatten(1).all(dim=1)
+    assert 0 < int(kept.sum()) < 16
+    assert torch.equal(turned[~kept], pixels[~kept].flip(3))
 
 
 def test_the_interval_is_students():

@@ -130,18 +130,28 @@ def summary(found: list[Line]) -> str:
 
 def controls(found: list[Line]) -> str:
     """How far canonical columns are above every other row of the settings in which all were run."""
-    full = [group for group in by_setting(found) if len({line["row"] for line in group}) > 10]
     out = []
-    for group in full:
+    for group in in_full(found):
         rows = groups(group, lambda line: line["row"])
-        part = "dev" if "dev" in rows[BASE][0]["metrics"] else "unseen"
-        out += [f"\n| {setting(group[0])}, {NAMES[part]} | canonical − row | seeds |"]
-        out += ["|---|---:|---:|"]
+        parts = list(rows[BASE][0]["metrics"])
+        out += [f"\n**{setting(group[0])}**\n"]
+        out += ["| canonical − | " + " | ".join(NAMES[part] for part in parts) + " | seeds |"]
+        out += ["|---|" + "---:|" * (len(parts) + 1)]
         for name, kept in rows.items():
-            ahead = differences(rows[CHOSEN], kept, part)
+            ahead = [differences(rows[CHOSEN], kept, part) for part in parts]
             if name != CHOSEN:
-                out.append(f"| {name} | {interval(ahead)} | {len(ahead)} |")
+                out.append(f"| {name} | {' | '.join(map(interval, ahead))} | {len(ahead[0])} |")
     return "\n".join(out)
+
+
+def confirmation(found: list[Line]) -> str:
+    """The same on seeds that were run afterwards."""
+    return controls(found)
+
+
+def in_full(found: list[Line]) -> list[list[Line]]:
+    """The settings in which all rows were run."""
+    return [group for group in by_setting(found) if len({line["row"] for line in group}) > 10]
 
 
 def transfer_tables(found: list[Line]) -> str:
@@ -156,12 +166,15 @@ def transfer_tables(found: list[Line]) -> str:
         out += ["|---|" + "---:|" * len(counts)]
         for row, kept in groups(group, lambda line: line["row"]).items():
             by_count = groups(kept, lambda line: line["pairs"])
+            if row == "as it is":
+                continue
+            if 0 in by_count:
+                by_count = dict.fromkeys(counts, by_count[0])  # it takes none
             cells = [
                 interval(differences(by_count[count], base, "target")) if count in by_count else ""
                 for count in counts
             ]
-            if row != "as it is":
-                out.append(f"| {row} | {' | '.join(cells)} |")
+            out.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
@@ -193,7 +206,7 @@ def plot_gains(found: list[Line], file: Path) -> None:
     """Bars of the gain over the base, a panel per setting in which all rows were run."""
     import matplotlib.pyplot as plt
 
-    full = [group for group in by_setting(found) if len({line["row"] for line in group}) > 10]
+    full = in_full(found)
     figure, axes = plt.subplots(1, len(full), figsize=(7 * len(full), 8), squeeze=False)
     for axis, group in zip(axes[0], full, strict=True):
         rows = groups(group, lambda line: line["row"])
@@ -230,7 +243,7 @@ def plot_transfer(found: list[Line], file: Path) -> None:
         base = [line for line in group if line["row"] == "as it is"]
         for row, kept in groups(group, lambda line: line["row"]).items():
             by_count = groups(kept, lambda line: line["pairs"])
-            if row == "as it is":
+            if 0 in by_count:
                 continue
             points = [bounds(differences(by_count[n], base, "target")) for n in sorted(by_count)]
             axis.errorbar(
@@ -255,6 +268,7 @@ def plot_transfer(found: list[Line], file: Path) -> None:
 
 TABLES: dict[str, tuple[Callable[[list[Line]], str], ...]] = {
     "main_table": (summary, controls, main_tables),
+    "confirm": (confirmation,),
     "smoke": (summary, main_tables),
     "transfer": (transfer_tables,),
     "diagnosis": (diagnosis_tables,),
@@ -275,7 +289,9 @@ def fill(page: Path, tables: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
-    parser.add_argument("--tables", nargs="+", default=["main_table", "transfer", "diagnosis"])
+    parser.add_argument(
+        "--tables", nargs="+", default=["main_table", "confirm", "transfer", "diagnosis"]
+    )
     parser.add_argument("--plots", type=Path, default=None, help="folder for the plots")
     parser.add_argument("--page", type=Path, default=None, help="page to put the tables into")
     args = parser.parse_args()

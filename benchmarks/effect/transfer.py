@@ -26,12 +26,19 @@ from pico_hf.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
+from pico_hf.evaluation import (
+    SplitEncoder,
+    evaluate_form,
+    evaluate_retrieval,
+    own_columns,
+    pair_moments,
+)
 from pico_hf.semantic import column_weights
-from study import Job, StoredSplit, Study, from_command_line, row_numbers
+from study import Job, StoredSplit, Study, corpus_facts, from_command_line, row_numbers
 from towers import processor
 
 REFERENCE = 1024  # pictures of the source, for the calibration
+EACH = "no pairs: every gallery calibrated by itself"
 LEAST_FEEDBACK = 64  # pairs from which on a quarter of them can be spared for feedback
 
 
@@ -83,7 +90,7 @@ def forms(
         before = rsum(torch.eye(len(form), dtype=form.dtype))
         gains = [rsum(form) - before for form in tried]
         yield "canonical, a quarter for feedback", fuse_forms(tried, gains)[0]
-    yield "own columns, matched − mismatched", moments.shared.diagonal().clamp(min=0).diag()
+    yield "own columns, diagonals of the forms", form.diagonal().diag()
     probability = literal(statistics(encoder, pairs, len(pairs)), prototypes=8)
     yield "own columns, style prototypes (paper)", column_weights(probability).double().diag()
 
@@ -99,6 +106,20 @@ def calibrate(model: PicoModel, pictures: StoredSplit | None, source: StoredSpli
             yield {"image_hidden_states": row["image_hidden_states"].unsqueeze(0)}
 
     model.calibrate(batches(pictures), reference=batches(source))
+
+
+def calibrated_each(
+    study: Study, encoder: SplitEncoder, test_rows: list[int], job: Job, source: StoredSplit
+) -> dict[str, float]:
+    """Metrics with every gallery of the test split calibrated by its own pictures."""
+    styles = corpus_facts("emoji", study.data).galleries
+    every = []
+    for style in sorted({styles[row] for row in test_rows}):
+        gallery = study.chosen("emoji", [row for row in test_rows if styles[row] == style], job)
+        calibrate(encoder.model, gallery, source)
+        every.append(evaluate_retrieval(encoder.model, encoder.split(gallery, style)))
+    calibrate(encoder.model, None, source)
+    return {name: sum(metrics[name] for metrics in every) / len(every) for name in every[0]}
 
 
 def run(study: Study, move: dict[str, str], seed: int) -> None:
@@ -121,6 +142,8 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
 
     plain = encoder.split(test, "test", own_columns)
     write("as it is", 0, own, plain)
+    metrics = {"target": calibrated_each(study, encoder, test_rows, job, source)}
+    study.write(job, EACH, started, metrics=metrics, pairs=0, **key)
     order = random.Random(seed).sample(pool, max(study.config["pairs"]))
     for count in study.config["pairs"]:
         pairs = study.chosen("emoji", order[:count], job)
@@ -133,7 +156,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
             write(row, count, form, plain)
         calibrate(model, pairs, source)
         moved = encoder.split(test, "test", own_columns)
-        write("calibrated, pictures only", count, own, moved)
+        write("calibrated on all styles at once", count, own, moved)
         write("calibrated, then canonical", count, fused(pair_moments(encoder, pairs)), moved)
         calibrate(model, None, source)
     study.write(job, "complete", started, **key)
