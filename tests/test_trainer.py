@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from pico_hf import PicoModel
 from pico_hf.data import ImageTextDataset
 from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
-from pico_hf.trainer import trial_part
+from pico_hf.run_splits import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 
 

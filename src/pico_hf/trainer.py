@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,9 @@ from pico_hf.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.prototypes import Refinement
 from pico_hf.publishing import copy_model_files, write_run_card
+from pico_hf.run_splits import as_pairs, check_dev_split, check_train_split, trial_part
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training_args import PicoTrainingArguments
-
-logger = logging.getLogger(__name__)
-
-MIN_DEV_IMAGES = 10
-TRIAL_IMAGES = 1000  # in one gallery; several galleries may have as many as rank at that cost
 
 
 class PicoTrainer(Trainer):
@@ -81,8 +76,8 @@ class PicoTrainer(Trainer):
             for splits in (train_dataset, eval_dataset)
         )
         if train is not None:
-            _check_train_split(train, args)
-        _each(_check_dev_split, dev)
+            check_train_split(train, args)
+        _each(check_dev_split, dev)
         _check_adapter(model, args)
         if args.freeze_encoder:
             base_model(model).freeze_towers()
@@ -335,11 +330,6 @@ def base_model(model: nn.Module) -> PicoModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
-    """Rows with image and caption columns as a retrieval split; one that is stays as it is."""
-    return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
-
-
 def _tower_parameters(model: PicoModel) -> set[int]:
     """Identities of the encoder's parameters that come before the hidden states."""
     heads = set(projection_parameters(model.encoder))
@@ -363,33 +353,3 @@ def _check_adapter(model: nn.Module, args: PicoTrainingArguments) -> None:
                     f"The adapter does not carry `{name}`, which would be lost when it is saved. "
                     f"Add {name!r} to its `modules_to_save`, or use `pico_hf.pico_lora_config`."
                 )
-
-
-def trial_part(split: ImageTextDataset) -> ImageTextDataset:
-    """What of a split every candidate ranks once: the cost is that of all galleries' squares."""
-    sizes = split.gallery.bincount().double()
-    return split.sample(int(len(split) * TRIAL_IMAGES / float(sizes.norm())))
-
-
-def _check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
-    typical = int(split.gallery.bincount().median())
-    if len(split) < MIN_DEV_IMAGES:
-        raise ValueError(
-            f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "
-            "fewer, R@10 is 100 % by chance and feedback is noise."
-        )
-    if typical < MIN_DEV_IMAGES:
-        logger.warning(
-            "Half of the galleries of `eval_dataset` have no more than %d images: in them R@10 is "
-            "100 %% by chance, and feedback is noise. Rank more images together.",
-            typical,
-        )
-    return split
-
-
-def _check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
-    if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
-        raise ValueError(
-            f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
-            f"images, got {len(split)}. Lower `per_device_train_batch_size`."
-        )
