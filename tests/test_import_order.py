@@ -54,6 +54,7 @@ ORDER = (
     "feature_cache",
     "callbacks",
     "training_args",
+    "run_splits",
     "plots",
     "model_card",
     "publishing",
