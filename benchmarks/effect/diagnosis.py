@@ -16,6 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from galleries import REFERENCE, calibrated_each
 from pico_hf import PicoCollator
 from pico_hf.alignment import fuse_forms
 from pico_hf.canonical import (
@@ -95,7 +96,12 @@ def run(study: Study, job: Job) -> None:
     for tau in study.config["temperatures"]:  # with the most images
         form = fuse_forms(candidates, gains, temperature=tau)[0]
         write("canonical", metrics=measure(form), tau=tau)
-    basis = canonical_columns(fuse_forms(candidates, gains)[0])
+    fused = fuse_forms(candidates, gains)[0]
+    reference = splits["train"].sample(REFERENCE)
+    for row, form in (("w = 1", own), ("canonical", fused)):
+        metrics = {part: calibrated_each(encoder, splits[part], reference, form) for part in tests}
+        write(f"{row}, galleries calibrated", metrics=metrics)
+    basis = canonical_columns(fused)
     largest = statistics(encoder, splits["train"], max(study.config["probes"]))
     for probes in study.config["probes"]:
         probe = statistics(encoder, splits["train"], probes)

@@ -192,13 +192,13 @@ def diagnosis_tables(found: list[Line]) -> str:
     out += ["\n| knob | seen − base | unseen − base |", "|---|---:|---:|"]
     knobs = ("images", "tau", "K", "R")
     swept = groups(
-        [line for line in found if line["row"] in ("canonical", "paper")],
+        [line for line in found if line["row"] not in ("probe", BASE)],
         lambda line: (line["row"], *((k, line[k]) for k in knobs if k in line)),
     )
     for (row, *values), kept in swept.items():
-        label = ", ".join(f"{name} {value:g}" for name, value in values)
+        label = ", ".join([row, *(f"{name} {value:g}" for name, value in values)])
         cells = [interval(differences(kept, base, part)) for part in ("seen", "unseen")]
-        out.append(f"| {row}, {label} | {' | '.join(cells)} |")
+        out.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 

@@ -92,8 +92,12 @@ class StoredSplit(CachedImageTextDataset):
     def sample(self, images: int) -> StoredSplit:
         if images >= len(self):
             return self
-        rows = [self.chosen[number] for number in self._drawn(images)]
-        return StoredSplit(self._made_of[0], rows, *self._made_of[1:])
+        return self.part(self._drawn(images))
+
+    def part(self, rows: list[int]) -> StoredSplit:
+        """Some rows of this split."""
+        chosen = [self.chosen[row] for row in rows]
+        return StoredSplit(self._made_of[0], chosen, *self._made_of[1:])
 
 
 class _Mean(Dataset):

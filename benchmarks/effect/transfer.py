@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from diagnosis import literal, statistics
+from galleries import REFERENCE, calibrate, calibrated_each
 from main_table import permutation
-from pico_hf import PicoCollator, PicoModel
+from pico_hf import PicoCollator
 from pico_hf.alignment import fuse_forms
 from pico_hf.canonical import (
     CANDIDATES,
@@ -26,18 +27,11 @@ from pico_hf.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.evaluation import (
-    SplitEncoder,
-    evaluate_form,
-    evaluate_retrieval,
-    own_columns,
-    pair_moments,
-)
+from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from pico_hf.semantic import column_weights
-from study import Job, StoredSplit, Study, corpus_facts, from_command_line, row_numbers
+from study import Job, StoredSplit, Study, from_command_line, row_numbers
 from towers import processor
 
-REFERENCE = 1024  # pictures of the source, for the calibration
 EACH = "no pairs: every gallery calibrated by itself"
 LEAST_FEEDBACK = 64  # pairs from which on a quarter of them can be spared for feedback
 
@@ -95,33 +89,6 @@ def forms(
     yield "own columns, style prototypes (paper)", column_weights(probability).double().diag()
 
 
-def calibrate(model: PicoModel, pictures: StoredSplit | None, source: StoredSplit) -> None:
-    """By stored features: `model.calibrate` for pictures whose tower output is known."""
-    if pictures is None:
-        model.calibrate(None)
-        return
-
-    def batches(split: StoredSplit) -> Iterator[dict[str, Tensor]]:
-        for row in split.images():
-            yield {"image_hidden_states": row["image_hidden_states"].unsqueeze(0)}
-
-    model.calibrate(batches(pictures), reference=batches(source))
-
-
-def calibrated_each(
-    study: Study, encoder: SplitEncoder, test_rows: list[int], job: Job, source: StoredSplit
-) -> dict[str, float]:
-    """Metrics with every gallery of the test split calibrated by its own pictures."""
-    styles = corpus_facts("emoji", study.data).galleries
-    every = []
-    for style in sorted({styles[row] for row in test_rows}):
-        gallery = study.chosen("emoji", [row for row in test_rows if styles[row] == style], job)
-        calibrate(encoder.model, gallery, source)
-        every.append(evaluate_retrieval(encoder.model, encoder.split(gallery, style)))
-    calibrate(encoder.model, None, source)
-    return {name: sum(metrics[name] for metrics in every) / len(every) for name in every[0]}
-
-
 def run(study: Study, move: dict[str, str], seed: int) -> None:
     """All rows of one source network."""
     job = Job(move["source"], move["tower"], move["loss"], seed)
@@ -142,7 +109,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
 
     plain = encoder.split(test, "test", own_columns)
     write("as it is", 0, own, plain)
-    metrics = {"target": calibrated_each(study, encoder, test_rows, job, source)}
+    metrics = {"target": calibrated_each(encoder, test, source, own)}
     study.write(job, EACH, started, metrics=metrics, pairs=0, **key)
     order = random.Random(seed).sample(pool, max(study.config["pairs"]))
     for count in study.config["pairs"]:
