@@ -39,7 +39,7 @@ BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
 # Literal rows: estimator, fusion, and what is done to the probability or to the statistics.
 LITERAL: dict[str, dict[str, Any]] = {
     "p̂ only": {"estimator": "pseudo"},
-    "paper, normalised gain (PICO)": {},
+    "paper, normalised gain (literal PICO)": {},
     "paper, last": {"fusion": "last"},
     "paper, uniform mean": {"fusion": "uniform"},
     "paper, EMA 0.9": {"fusion": "ema"},
@@ -103,7 +103,7 @@ def run_literal(study: Study, job: Job, rows: list[str]) -> None:
         trainer = study.trainer(job, splits, model, eval_strategy="epoch")
         gains = []
         if kind == "shuffled":
-            of = {"row": "paper, normalised gain (PICO)", **vars(job)}
+            of = {"row": "paper, normalised gain (literal PICO)", **vars(job)}
             gains = next(
                 line["gains"]
                 for line in study.done()
