@@ -13,9 +13,9 @@ from pico_hf.run_splits import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 
 
-def in_galleries(names: list[str]) -> ImageTextDataset:
+def in_galleries(names: list[str], captions: int = 1) -> ImageTextDataset:
     """A picture per name, to be ranked with those of the same name."""
-    same = {"image": [Image.new("RGB", (2, 2))], "captions": [["a"]]}
+    same = {"image": [Image.new("RGB", (2, 2))], "captions": [["a"] * captions]}
     rows = {key: value * len(names) for key, value in same.items()}
     numbers = [str(n) for n in range(len(names))]
     return ImageTextDataset(
@@ -254,9 +254,10 @@ def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
         assert torch.equal(value, encoder[name]), name
 
 
-def test_trials_rank_as_many_images_as_one_gallery_of_a_thousand_costs():
-    assert len(trial_part(in_galleries(["one"] * 1200))) == 1000
-    assert len(trial_part(in_galleries(["one", "two", "three", "four"] * 600))) == 2000  # 4 · 500²
+def test_trials_rank_so_many_images_as_have_a_million_and_a_quarter_pairs():
+    assert len(trial_part(in_galleries(["one"] * 1200))) == 1118  # 1118² = 1.25 million
+    assert len(trial_part(in_galleries(["one", "two", "three", "four"] * 600))) == 2236  # 4 · 559²
+    assert len(trial_part(in_galleries(["one"] * 1000, captions=5))) == 500
     small = in_galleries([str(n) for n in range(50)] * 10)
     assert trial_part(small) is small
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from pico_hf.data import ImageTextDataset
@@ -11,7 +12,7 @@ from pico_hf.training_args import PicoTrainingArguments
 logger = logging.getLogger(__name__)
 
 MIN_DEV_IMAGES = 10
-TRIAL_IMAGES = 1000  # in one gallery; several may have as many as can be ranked at that cost
+TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
 
 
 def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
@@ -20,9 +21,11 @@ def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
 
 
 def trial_part(split: ImageTextDataset) -> ImageTextDataset:
-    """What of a split every candidate ranks once: the cost is that of all galleries' squares."""
-    sizes = split.gallery.bincount().double()
-    return split.sample(int(len(split) * TRIAL_IMAGES / float(sizes.norm())))
+    """What of a split every candidate ranks once: so much that it has `TRIAL_PAIRS` at most."""
+    images = split.gallery.bincount()
+    captions = split.gallery[split.text_to_image].bincount()
+    pairs = int(images @ captions)  # each gallery is ranked by itself
+    return split.sample(int(len(split) * math.sqrt(TRIAL_PAIRS / pairs)))
 
 
 def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
