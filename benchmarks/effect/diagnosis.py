@@ -24,7 +24,13 @@ from pico_hf.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
+from pico_hf.evaluation import (
+    SplitEncoder,
+    evaluate_form,
+    evaluate_retrieval,
+    own_columns,
+    pair_moments,
+)
 from pico_hf.prototypes import StylePrototypes
 from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from study import Job, StoredSplit, Study, from_command_line
@@ -157,11 +163,32 @@ def probe_columns(
             )
 
 
+def run_periods(study: Study, job: Job) -> None:
+    """Trains with the literal reconstruction, refined every so many epochs."""
+    splits = study.splits(job)
+    epochs = study.schedule(job)["num_train_epochs"]
+    for period in study.config["periods"]:
+        if study.has(row="paper in training", period=period, **vars(job)):
+            continue
+        started = time.time()
+        every = {"eval_strategy": "steps", "eval_steps": period / epochs}  # a share of all steps
+        model = study.start(job, estimator="paper")
+        trainer = study.trainer(job, splits, model, **every)
+        trainer.train()
+        encoder = trainer._split_encoder()
+        metrics = {
+            part: evaluate_retrieval(model, encoder.split(splits[part]))
+            for part in ("seen", "unseen")
+        }
+        study.write(job, "paper in training", started, metrics=metrics, period=period)
+
+
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
     for network in study.config["networks"]:
         for seed in filter(mine, study.config["seeds"]):
             run(study, Job(**network, seed=seed))
+            run_periods(study, Job(**network, seed=seed))
 
 
 if __name__ == "__main__":

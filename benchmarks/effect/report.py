@@ -190,7 +190,7 @@ def diagnosis_tables(found: list[Line]) -> str:
         out.append(f"| {estimator} | {columns} | {' | '.join(cells)} |")
     base = [line for line in found if line["row"] == BASE]
     out += ["\n| knob | seen − base | unseen − base |", "|---|---:|---:|"]
-    knobs = ("images", "tau", "K", "R")
+    knobs = ("images", "tau", "K", "R", "period")
     swept = groups(
         [line for line in found if line["row"] not in ("probe", BASE)],
         lambda line: (line["row"], *((k, line[k]) for k in knobs if k in line)),
