@@ -165,11 +165,13 @@ def probe_columns(
 
 def run_periods(study: Study, job: Job) -> None:
     """Trains with the literal reconstruction, refined every so many epochs."""
+    row, periods = "paper in training", study.config["periods"]
+    missing = [n for n in periods if not study.has(row=row, period=n, **vars(job))]
+    if not missing:
+        return
     splits = study.splits(job)
     epochs = study.schedule(job)["num_train_epochs"]
-    for period in study.config["periods"]:
-        if study.has(row="paper in training", period=period, **vars(job)):
-            continue
+    for period in missing:
         started = time.time()
         every = {"eval_strategy": "steps", "eval_steps": period / epochs}  # a share of all steps
         model = study.start(job, estimator="paper")
@@ -180,15 +182,16 @@ def run_periods(study: Study, job: Job) -> None:
             part: evaluate_retrieval(model, encoder.split(splits[part]))
             for part in ("seen", "unseen")
         }
-        study.write(job, "paper in training", started, metrics=metrics, period=period)
+        study.write(job, row, started, metrics=metrics, period=period)
 
 
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
     for network in study.config["networks"]:
         for seed in filter(mine, study.config["seeds"]):
-            run(study, Job(**network, seed=seed))
-            run_periods(study, Job(**network, seed=seed))
+            job = Job(**network, seed=seed)
+            run(study, job)
+            run_periods(study, job)
 
 
 if __name__ == "__main__":

@@ -91,13 +91,13 @@ def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float
 
 def run_literal(study: Study, job: Job, rows: list[str]) -> None:
     """Trains one network per literal row that is missing."""
+    missing = study.missing(job, rows)
+    if not missing:
+        return
     splits = study.splits(job)
-    for row in rows:
-        knobs = LITERAL[row]
-        if study.has(row=row, **vars(job)):
-            continue
+    for row in missing:
         started = time.time()
-        wanted = {"estimator": "paper", **knobs}
+        wanted = {"estimator": "paper", **LITERAL[row]}
         kind = wanted.pop("control", None)
         model = study.start(job, **wanted)
         trainer = study.trainer(job, splits, model, eval_strategy="epoch")
@@ -189,7 +189,7 @@ def canonical_forms(
 
 def run_peers(study: Study, job: Job) -> None:
     """Pooled embeddings trained alike, and what is learned by gradient on the trained base."""
-    missing = [row for row in ("pooled cosine", *PEERS) if not study.has(row=row, **vars(job))]
+    missing = study.missing(job, ("pooled cosine", *PEERS))
     if not missing:
         return
     splits = study.splits(job)

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -229,6 +229,10 @@ class Study:
     def has(self, **key: Any) -> bool:
         """Whether there is a line with these values."""
         return any(all(line.get(k) == v for k, v in key.items()) for line in self.done())
+
+    def missing(self, job: Job, rows: Iterable[str]) -> list[str]:
+        """Those of the rows that a job has no line of."""
+        return [row for row in rows if not self.has(row=row, **vars(job))]
 
     def write(self, job: Job, row: str, started: float, **values: Any) -> None:
         """Appends a line."""

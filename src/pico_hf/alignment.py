@@ -163,18 +163,8 @@ class AlignedPrototypes(StylePrototypes):
             ValueError: If the estimator is another one, if the moments have other columns, or if
                 there is no candidate.
         """
-        columns = len(self.semantic_probability)
-        if not self.canonical:
-            raise ValueError(
-                f'`align` needs `estimator="canonical"`, got {self.estimator!r}. Set it in '
-                "PicoConfig."
-            )
-        if moments.images.means.shape[1] != columns:
-            raise ValueError(
-                f"`moments` must have the encoder's {columns} columns, got "
-                f"{moments.images.means.shape[1]}."
-            )
-        own = torch.eye(columns, dtype=torch.float64)
+        self._check_moments(moments)
+        own = torch.eye(len(self.semantic_probability), dtype=torch.float64)
         before = trial(own) if trial else 0.0
         forms, gains = [], []
         for candidate in candidates:
@@ -206,6 +196,16 @@ class AlignedPrototypes(StylePrototypes):
             Refinement(number, gain, share, probability.clone())
             for number, (gain, share) in enumerate(zip(gains, shares, strict=True), start=1)
         ]
+
+    def _check_moments(self, moments: PairMoments) -> None:
+        columns, given = len(self.semantic_probability), moments.images.means.shape[1]
+        if not self.canonical:
+            raise ValueError(
+                f'`align` needs `estimator="canonical"`, got {self.estimator!r}. Set it in '
+                "PicoConfig."
+            )
+        if given != columns:
+            raise ValueError(f"`moments` must have the encoder's {columns} columns, got {given}.")
 
     def _commit(self, form: Tensor) -> None:
         columns = canonical_columns(form)
