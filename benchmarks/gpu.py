@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 
 from measurement import tokens
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
 from scorers import Scorer, compiled, naive
 
 PATCHES, WORDS, COLUMNS = 196, 32, 512

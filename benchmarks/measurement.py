@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures
 
 # WordPiece lengths of the 5,000 captions of Flickr8k's validation images, from 2 words on.
 CAPTION_LENGTHS = (1, 1, 18, 57, 121, 268, 367, 447, 494, 546, 467, 486, 378, 336, 258, 221, 139,

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from measurement import ratio, tokens
-from pico_hf.losses import LOSSES
-from pico_hf.prototypes import PicoPrototypes
-from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.losses import LOSSES
+from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.hub.prototype_files import PicoPrototypes
 
 WORDS, IMAGE_WIDTH, TEXT_WIDTH = 32, 1280, 384  # EfficientNet-Lite0 and MiniLM
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures
 
 Scorer = Callable[[TokenFeatures, TokenFeatures], Tensor]
 

@@ -15,7 +15,8 @@ os.environ.setdefault("COLPALI_SCORES_BACKEND", "torch")  # the only one on a CP
 import torch
 
 from measurement import cpu_times, floor, peak_megabytes, ratio, tokens
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
 from scorers import Scorer, compiled, loop, naive, peers
 
 PATCHES, WORDS, COLUMNS = 196, 32, 512

@@ -26,8 +26,8 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from lite_vision import WEIGHTS, LiteVisionConfig, LiteVisionModel, load_imagenet_weights, package
-from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
-from pico_hf.encoder_table import register_encoder
+from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoders.table import register_encoder
 
 
 class LiteClipConfig(PreTrainedConfig):

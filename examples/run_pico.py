@@ -40,11 +40,11 @@ from pico_hf import (
     PicoTrainingArguments,
     pico_lora_config,
 )
-from pico_hf.adapter_files import import_peft
-from pico_hf.alignment import CANONICAL
-from pico_hf.data_loading import load_image_text
-from pico_hf.model_card import ModelFacts, comparison_table, write_model_card
-from pico_hf.publishing import run_facts
+from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
+from pico_hf.cards.publishing import run_facts
+from pico_hf.core.construction import CANONICAL
+from pico_hf.data.loading import load_image_text
+from pico_hf.hub.adapter_files import import_peft
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"

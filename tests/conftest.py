@@ -17,7 +17,7 @@ import torch
 from tiny import tiny_encoder, tiny_processor, tiny_rows
 
 if TYPE_CHECKING:
-    from pico_hf.data import ImageTextDataset
+    from pico_hf.data.dataset import ImageTextDataset
 
 torch.set_num_threads(1)
 

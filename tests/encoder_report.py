@@ -50,8 +50,8 @@ def lines(cells: dict[tuple[str, str], str]) -> list[str]:
 def identity_note(name: str) -> str:
     """What the identity column shows, where tokens do not pool to the pooled feature."""
     # Late: the test run checks shapes in modules that it is the first to import.
-    from pico_hf.encoder_spec import POOLED_BY
-    from pico_hf.encoder_table import ENCODERS, architecture
+    from pico_hf.encoders.spec import POOLED_BY
+    from pico_hf.encoders.table import ENCODERS, architecture
 
     row = ENCODERS[architecture(BUILDERS[name]())]
     if row.image.pooled_by != "mean_first":

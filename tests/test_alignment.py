@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pico_hf import PicoConfig
-from pico_hf.alignment import AlignedPrototypes, fuse_forms
-from pico_hf.canonical import CANDIDATES, bilinear_form
-from pico_hf.semantic import column_statistics
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.canonical import CANDIDATES, bilinear_form
+from pico_hf.core.construction import AlignedPrototypes, fuse_forms
+from pico_hf.core.semantic import column_statistics
+from pico_hf.core.token_features import TokenFeatures
 from test_canonical import random_moments, random_tokens
 from tiny import tiny_inputs, tiny_refined
 

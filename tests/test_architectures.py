@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from pico_hf import PicoModel
-from pico_hf.encoder_check import check_encoder
-from pico_hf.encoder_spec import EncoderSpec
-from pico_hf.encoder_table import ENCODERS, architecture
-from pico_hf.encoders import image_hidden_states, prefix_length, text_hidden_states
+from pico_hf.encoders.check import check_encoder
+from pico_hf.encoders.spec import EncoderSpec
+from pico_hf.encoders.table import ENCODERS, architecture
+from pico_hf.encoders.tokens import image_hidden_states, prefix_length, text_hidden_states
 from tiny import BUILDERS, naflex_images, tiny_encoder, tiny_inputs
 
 ALL = pytest.mark.parametrize("name", list(BUILDERS))

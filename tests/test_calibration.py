@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pico_hf import PicoModel
-from pico_hf.calibration import ColumnMoments, StyleCalibration
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.calibration import ColumnMoments, StyleCalibration
+from pico_hf.core.token_features import TokenFeatures
 from tiny import tiny_encoder, tiny_inputs
 
 
@@ -76,7 +76,7 @@ def test_a_model_forgives_what_a_whole_gallery_shares(model, pictures):
 
 @torch.no_grad()
 def test_pixels_and_their_cached_hidden_states_are_calibrated_alike(model, pictures):
-    from pico_hf.encoders import image_hidden_states
+    from pico_hf.encoders.tokens import image_hidden_states
 
     cached = {"image_hidden_states": image_hidden_states(model.encoder, **pictures).features}
     model.calibrate([cached], reference=[{"pixel_values": 2 * pictures["pixel_values"]}])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pico_hf.canonical import (
+from pico_hf.core.canonical import (
     CANDIDATES,
     Candidate,
     PairMoments,
@@ -11,7 +11,8 @@ from pico_hf.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
 
 
 def random_tokens(seed, items=6, tokens=5, columns=4):

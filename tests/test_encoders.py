@@ -9,10 +9,10 @@ from transformers import (
     ViTConfig,
 )
 
-from pico_hf.encoder_check import check_encoder
-from pico_hf.encoder_spec import EncoderSpec, Step, TokenMap
-from pico_hf.encoder_table import ENCODERS, register_encoder
-from pico_hf.encoders import (
+from pico_hf.encoders.check import check_encoder
+from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoders.table import ENCODERS, register_encoder
+from pico_hf.encoders.tokens import (
     image_hidden_states,
     project_image_tokens,
     project_text_tokens,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pico_hf
-from pico_hf.metrics import retrieval_metrics
+from pico_hf.core.metrics import retrieval_metrics
 from test_metrics import random_retrieval
 
 

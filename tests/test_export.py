@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pico_hf import PicoModel, cli
-from pico_hf.encoder_check import load_encoder
-from pico_hf.encoders import (
+from pico_hf.encoders.check import load_encoder
+from pico_hf.encoders.tokens import (
     image_hidden_states,
     image_output,
     project_image_tokens,
@@ -150,7 +150,7 @@ def test_sides_that_end_in_no_projection_are_not_folded(name, tmp_path):
 def test_a_projection_that_both_sides_share_is_scaled_once():
     from dataclasses import replace
 
-    from pico_hf.encoder_table import ENCODERS
+    from pico_hf.encoders.table import ENCODERS
 
     encoder, row = tiny_encoder(), ENCODERS["clip"]
     shared = replace(row, text=replace(row.text, steps=row.image.steps))
@@ -160,7 +160,7 @@ def test_a_projection_that_both_sides_share_is_scaled_once():
 
 
 def test_learned_projections_and_adapters_are_not_exported(tmp_path, monkeypatch):
-    from pico_hf.encoder_table import ENCODERS
+    from pico_hf.encoders.table import ENCODERS
 
     peft = pytest.importorskip("peft")
     from pico_hf import pico_lora_config

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pico_hf import PicoConfig, PicoModel
-from pico_hf.encoder_table import ENCODERS
+from pico_hf.encoders.table import ENCODERS
 from tiny import tiny_encoder, tiny_inputs
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pico_hf import PicoCollator, PicoModel
-from pico_hf.data import ImageTextDataset
-from pico_hf.evaluation import SplitEncoder, tower_states
-from pico_hf.feature_cache import cache_key, cache_token_features
+from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.training.evaluation import SplitEncoder, tower_states
+from pico_hf.training.feature_cache import cache_key, cache_token_features
 from tiny import tiny_encoder, tiny_processor, tiny_rows
 
 

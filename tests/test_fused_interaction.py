@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pico_hf import fused_interaction
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.kernels import fused_interaction
 from reference import similarity_loop
 
 pytest.importorskip("triton")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pico_hf.fusion import FUSION_RULES, FusionState
+from pico_hf.core.fusion import FUSION_RULES, FusionState
 
 GAINS = st.lists(
     st.floats(-60, 60, allow_nan=False).map(lambda gain: round(gain, 3)),

@@ -445,7 +445,7 @@ for name in names:  # written again from the copies, the modules are still the s
 
 
 def test_the_package_writes_its_modules_so_that_they_need_no_package(tmp_path):
-    from pico_hf.remote_code import write_modules
+    from pico_hf.hub.remote_code import write_modules
 
     first = {path.name: path.read_text() for path in write_modules(tmp_path)}
     assert {"modeling_pico.py", "configuration_pico.py", "encoders.py"} <= first.keys()

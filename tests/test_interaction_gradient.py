@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from pico_hf import interaction_gradient, late_interaction
-from pico_hf.interaction_gradient import bags, column_blocks
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.kernels import interaction_gradient, late_interaction
+from pico_hf.kernels.interaction_gradient import bags, column_blocks
 from reference import similarity_loop
 
 WEIGHTS = torch.tensor([0.0, 0.5, 1.5, 2.0], dtype=torch.float64)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pico_hf import late_interaction
-from pico_hf.late_interaction import Block, Matches, interact, working_type
-from pico_hf.packing import Packing
+from pico_hf.kernels import late_interaction
+from pico_hf.kernels.late_interaction import Block, Matches, interact, working_type
+from pico_hf.kernels.packing import Packing
 
 
 def pack(*features):

@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor, BertConfig
 
 from pico_hf import PicoModel
-from pico_hf.encoder_check import check_encoder
+from pico_hf.encoders.check import check_encoder
 
 lite_clip = pytest.importorskip("lite_clip", reason="the demo extra is not installed")
 

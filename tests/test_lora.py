@@ -203,7 +203,7 @@ def test_an_adapter_that_would_lose_the_prototypes_is_refused(make_trainer):
 
 
 def test_learned_projections_of_an_unknown_architecture_travel_with_the_adapter(tmp_path):
-    from pico_hf.encoder_table import ENCODERS
+    from pico_hf.encoders.table import ENCODERS
 
     row = ENCODERS.pop("clip")
     try:

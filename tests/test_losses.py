@@ -2,7 +2,7 @@ import jaxtyping
 import pytest
 import torch
 
-from pico_hf.losses import LOSSES, hinge_loss, info_nce_loss, sigmoid_loss
+from pico_hf.core.losses import LOSSES, hinge_loss, info_nce_loss, sigmoid_loss
 from reference import hinge_loop, info_nce_loop, sigmoid_loop
 
 DISTINCT = [0, 1, 2, 3, 4]

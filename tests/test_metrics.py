@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pico_hf.metrics import (
+from pico_hf.core.metrics import (
     image_to_text_ranks,
     recall_at_k,
     retrieval_metrics,

@@ -6,8 +6,8 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from pico_hf.model_card import METRICS, ModelFacts, write_model_card
-from pico_hf.plots import final_shares
+from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
+from pico_hf.cards.plots import final_shares
 from tiny import tiny_encoder, tiny_processor
 
 RESULTS = {

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from PIL import Image
 
-from pico_hf.model_card import METRICS
+from pico_hf.cards.model_card import METRICS
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards"
 NAMES = ("emoji-styles", "flickr8k")

@@ -197,7 +197,7 @@ def test_frozen_towers_stay_in_eval_mode_and_leave_projections_trainable():
 
 @torch.no_grad()
 def test_cached_hidden_states_give_the_same_logits_as_pixels_and_words():
-    from pico_hf.encoders import image_hidden_states, text_hidden_states
+    from pico_hf.encoders.tokens import image_hidden_states, text_hidden_states
 
     model, inputs = tiny_refined(), tiny_inputs()
     patches = image_hidden_states(model.encoder, pixel_values=inputs["pixel_values"])
@@ -231,7 +231,7 @@ def test_the_default_configuration_builds():
 
 
 def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
-    from pico_hf import encoders
+    from pico_hf.encoders import tokens as encoders
 
     model = PicoModel.from_encoder(tiny_encoder("clip"), column_dropout=0.5)
     seen = []

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pico_hf.packing import Packing
+from pico_hf.kernels.packing import Packing
 
 MASK = torch.tensor([[True, True, True], [False, True, False], [True, False, True]])
 

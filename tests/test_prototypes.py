@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from pico_hf.prototypes import ESTIMATORS, StylePrototypes, style_prototypes
-from pico_hf.semantic import column_statistics, standardise
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.prototypes import ESTIMATORS, StylePrototypes, style_prototypes
+from pico_hf.core.semantic import column_statistics, standardise
+from pico_hf.core.token_features import TokenFeatures
 
 
 def test_kmeans_finds_two_planted_groups_of_columns():

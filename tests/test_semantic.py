@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pico_hf.semantic import (
+from pico_hf.core.semantic import (
     ColumnStatistics,
     column_statistics,
     column_weights,
@@ -10,7 +10,7 @@ from pico_hf.semantic import (
     standardise,
     style_score,
 )
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures
 from reference import (
     column_means_loop,
     pseudo_semantic_probability_loop,

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
 from reference import similarity_loop
 
 

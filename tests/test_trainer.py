@@ -7,9 +7,9 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from pico_hf import PicoModel
-from pico_hf.data import ImageTextDataset
-from pico_hf.evaluation import SplitEncoder, evaluate_retrieval
-from pico_hf.run_splits import trial_part
+from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.training.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.training.splits import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 
 
@@ -225,7 +225,7 @@ def test_the_aligned_model_is_scored_and_never_below_its_own_columns(make_traine
 
 
 def test_the_page_of_an_aligned_run_tells_the_aligned_scores(make_trainer):
-    from pico_hf.publishing import run_facts
+    from pico_hf.cards.publishing import run_facts
 
     trainer = make_trainer(estimator="canonical")
     trainer.train()

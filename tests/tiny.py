@@ -46,8 +46,8 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
 
 def refine(model, images, texts) -> None:
     """Gives a model the column weights of matched pairs, by whatever estimator it has."""
-    from pico_hf.canonical import PairMoments, SideMoments
-    from pico_hf.semantic import column_statistics
+    from pico_hf.core.canonical import PairMoments, SideMoments
+    from pico_hf.core.semantic import column_statistics
 
     if model.prototypes.canonical:
         sides = [SideMoments.of([side]) for side in (images, texts)]

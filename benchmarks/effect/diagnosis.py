@@ -18,21 +18,21 @@ from torch import Tensor
 
 from galleries import REFERENCE, calibrated_each
 from pico_hf import PicoCollator
-from pico_hf.alignment import fuse_forms
-from pico_hf.canonical import (
+from pico_hf.core.canonical import (
     CANDIDATES,
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.evaluation import (
+from pico_hf.core.construction import fuse_forms
+from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
+from pico_hf.training.evaluation import (
     SplitEncoder,
     evaluate_form,
     evaluate_retrieval,
     own_columns,
     pair_moments,
 )
-from pico_hf.prototypes import StylePrototypes
-from pico_hf.semantic import ColumnStatistics, column_statistics, column_weights
 from study import Job, StoredSplit, Study, from_command_line
 from towers import processor
 

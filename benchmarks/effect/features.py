@@ -20,9 +20,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import Dataset
 
 from pico_hf import PicoCollator
-from pico_hf.evaluation import SplitEncoder, tower_states
-from pico_hf.feature_cache import TokenStore
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.training.evaluation import SplitEncoder, tower_states
+from pico_hf.training.feature_cache import TokenStore
 from towers import ROOT, pico_model, processor
 
 FILES = {

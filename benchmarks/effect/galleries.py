@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pico_hf import PicoModel
-from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns
+from pico_hf.training.evaluation import SplitEncoder, evaluate_form, own_columns
 from study import StoredSplit
 
 REFERENCE = 1024  # pictures like those of the training, to which a gallery's statistics are brought

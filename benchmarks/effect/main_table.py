@@ -21,18 +21,18 @@ from torch import Tensor
 
 from peers import PEERS
 from pico_hf import PicoTrainer
-from pico_hf.alignment import fuse_forms
-from pico_hf.canonical import CANDIDATES, bilinear_form, canonical_columns
-from pico_hf.evaluation import (
+from pico_hf.core.canonical import CANDIDATES, bilinear_form, canonical_columns
+from pico_hf.core.construction import fuse_forms
+from pico_hf.core.fusion import FUSION_RULES
+from pico_hf.core.semantic import ColumnStatistics, column_statistics
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.training.evaluation import (
     EncodedSplit,
     evaluate_form,
     evaluate_retrieval,
     own_columns,
     pair_moments,
 )
-from pico_hf.fusion import FUSION_RULES
-from pico_hf.semantic import ColumnStatistics, column_statistics
-from pico_hf.similarity import TokenFeatures
 from study import Job, StoredSplit, Study, from_command_line
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"

@@ -20,15 +20,15 @@ from diagnosis import literal, statistics
 from galleries import REFERENCE, calibrate, calibrated_each
 from main_table import permutation
 from pico_hf import PicoCollator
-from pico_hf.alignment import fuse_forms
-from pico_hf.canonical import (
+from pico_hf.core.canonical import (
     CANDIDATES,
     PairMoments,
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
-from pico_hf.semantic import column_weights
+from pico_hf.core.construction import fuse_forms
+from pico_hf.core.semantic import column_weights
+from pico_hf.training.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
 from study import Job, StoredSplit, Study, from_command_line, row_numbers
 from towers import processor
 

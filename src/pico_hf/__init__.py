@@ -12,29 +12,30 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification
 
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoder_table import register_encoder
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders.table import register_encoder
+from pico_hf.hub.prototype_files import PicoPrototypes
 from pico_hf.modeling_pico import PicoModel, PicoOutput
-from pico_hf.prototype_files import PicoPrototypes
-from pico_hf.similarity import TokenFeatures
 
 if TYPE_CHECKING:
-    from pico_hf.data import ImageTextDataset, PicoCollator
+    from pico_hf.data.collator import PicoCollator
+    from pico_hf.data.dataset import ImageTextDataset
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
-    from pico_hf.trainer import PicoTrainer
+    from pico_hf.training.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "ImageTextDataset": "pico_hf.data",
-    "PicoCollator": "pico_hf.data",
+    "ImageTextDataset": "pico_hf.data.dataset",
+    "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
-    "PicoTrainer": "pico_hf.trainer",
+    "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "retrieval_metric_path": "pico_hf.evaluate_metric",

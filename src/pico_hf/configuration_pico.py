@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pico_hf.alignment import ALL_ESTIMATORS
-from pico_hf.fusion import FUSION_RULES
-from pico_hf.losses import LOSSES
-from pico_hf.semantic import COMBINATIONS
+from pico_hf.core.construction import ALL_ESTIMATORS
+from pico_hf.core.fusion import FUSION_RULES
+from pico_hf.core.losses import LOSSES
+from pico_hf.core.semantic import COMBINATIONS
 
 # What `save_pretrained`, the Auto classes, the Hub and the Trainer (the tokenizer's special tokens,
 # `use_cache`) add to a config.json besides our own fields.
@@ -47,20 +47,19 @@ class PicoConfig(PreTrainedConfig):
         probe_size: R, matched training pairs whose column means are the instance space of the
             prototypes, at least 2.
         estimator: How the semantic probability is estimated: `"canonical"` (of columns that both
-            modalities share, see `pico_hf.canonical`; what helps most in RESULTS.md), or of the
-            encoder's own columns `"paper"` (style prototypes) or `"pseudo"` (the pseudo-semantic
-            probability p̂ itself).
+            modalities share, see `pico_hf.core.canonical`; what helps most in RESULTS.md), or of
+            the encoder's own columns `"paper"` (style prototypes) or `"pseudo"` (p̂ itself).
         combination: How the two modalities' style scores become one probability: `"mean"` or
             `"product"`.
         fusion: How prototypes of successive iterations are fused, a key of
-            `pico_hf.fusion.FUSION_RULES`.
+            `pico_hf.core.fusion.FUSION_RULES`.
         feedback_temperature: τ of the normalised gain, 1/κ of the gated EMA, in rSum points, > 0.
         fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
             1 - α_max of `fusion="gated_ema"`.
         fallback_widths: Widths of image hidden states, text hidden states and common space, if
             the model learns projections for an architecture without token features of its own.
             `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
-        loss: Training loss, a key of `pico_hf.losses.LOSSES`.
+        loss: Training loss, a key of `pico_hf.core.losses.LOSSES`.
         margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
         column_dropout: Share of columns of the image tower's output that are left out of a
             picture in training, in all its patches at once, in [0, 1): projections then lean on no

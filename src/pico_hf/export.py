@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
-from pico_hf.checked_files import find_file
-from pico_hf.encoder_table import table_row
-from pico_hf.encoders import FALLBACK
+from pico_hf.encoders.table import table_row
+from pico_hf.encoders.tokens import FALLBACK
+from pico_hf.hub.files import find_file
 from pico_hf.modeling_pico import PicoModel
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pico_hf import encoders
-from pico_hf.adapter_files import CARRIED, import_peft, save_companions
-from pico_hf.adapter_loading import load_adapter
-from pico_hf.encoder_check import dummy_batch
+from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.encoders.check import dummy_batch
+from pico_hf.hub.adapter_files import CARRIED, import_peft, save_companions
+from pico_hf.hub.adapter_loading import load_adapter
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def pico_lora_config(
         raise ValueError(
             "`model` is adapted by LoRA already. Merge it first: `peft_model.merge_and_unload()`."
         )
-    heads = [f"encoder.{path}" for path in encoders.projection_modules(model.encoder)]
+    heads = [f"encoder.{path}" for path in encoder_tokens.projection_modules(model.encoder)]
     targets = options.pop("target_modules", None) or tower_linears(model)
     if not targets:
         raise ValueError(
@@ -82,7 +82,7 @@ def tower_linears(model: PicoModel) -> list[str]:
         Dotted paths inside the model, in the order of its modules.
     """
     encoder, training = model.encoder, model.training
-    heads = tuple(f"{path}." for path in encoders.projection_modules(encoder))
+    heads = tuple(f"{path}." for path in encoder_tokens.projection_modules(encoder))
     linears = {
         name: module
         for name, module in encoder.named_modules()
@@ -163,8 +163,8 @@ def _reached(encoder: PreTrainedModel, probes: dict[str, Tensor]) -> set[str]:
     images, texts = dummy_batch(encoder)
     with torch.enable_grad():
         total = (
-            encoders.image_hidden_states(encoder, **images).features.float().square().sum()
-            + encoders.text_hidden_states(encoder, **texts).features.float().square().sum()
+            encoder_tokens.image_hidden_states(encoder, **images).features.float().square().sum()
+            + encoder_tokens.text_hidden_states(encoder, **texts).features.float().square().sum()
         )
         gradients = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
     return {name for name, gradient in zip(probes, gradients, strict=True) if gradient is not None}

@@ -14,15 +14,16 @@ from transformers import PreTrainedModel, VisionTextDualEncoderModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from pico_hf import encoders
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoder_check import check_encoder, fallback_widths
-from pico_hf.encoder_table import ENCODERS, architecture
-from pico_hf.loading import check_source, split_config_kwargs
-from pico_hf.losses import LOSSES, PairLogits
-from pico_hf.prototype_files import PicoPrototypes
-from pico_hf.semantic import column_weights
-from pico_hf.similarity import TokenFeatures, similarity
+from pico_hf.core.losses import LOSSES, PairLogits
+from pico_hf.core.semantic import column_weights
+from pico_hf.core.similarity import similarity
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.encoders.check import check_encoder, fallback_widths
+from pico_hf.encoders.table import ENCODERS, architecture
+from pico_hf.hub.prototype_files import PicoPrototypes
+from pico_hf.hub.source import check_source, split_config_kwargs
 from pico_hf.token_model import TokenModel
 
 logger = logging.getLogger(__name__)
@@ -87,14 +88,14 @@ class PicoModel(TokenModel):
         # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
         self.pair_logits = PairLogits()
         if encoder is None:
-            encoder = encoders.build_encoder(config.encoder_config)
+            encoder = encoder_tokens.build_encoder(config.encoder_config)
         if config.fallback_widths:
-            encoders.add_fallback_projections(encoder, config.fallback_widths)
+            encoder_tokens.add_fallback_projections(encoder, config.fallback_widths)
         encoder.config.architectures = [type(encoder).__name__]  # what to build when it is loaded
         config.encoder_config = encoder.config
         self.encoder = encoder
         self.prototypes = PicoPrototypes(
-            encoders.embedding_dim(encoder),
+            encoder_tokens.embedding_dim(encoder),
             config.num_prototypes,
             config.probe_size,
             estimator=config.estimator,
@@ -139,7 +140,7 @@ class PicoModel(TokenModel):
         else:
             check_encoder(encoder)
         model = cls(PicoConfig(encoder_config=encoder.config.to_dict(), **config_kwargs), encoder)
-        log_scale, bias = encoders.logit_scale(encoder)
+        log_scale, bias = encoder_tokens.logit_scale(encoder)
         with torch.no_grad():
             model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
             model.logit_bias.fill_(bias or 0.0)
@@ -212,7 +213,7 @@ class PicoModel(TokenModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The words' embeddings; loaders of peft compare their number with the tokenizer's."""
-        return encoders.word_embeddings(self.encoder)
+        return encoder_tokens.word_embeddings(self.encoder)
 
     def restart_prototypes(self, probe_size: int) -> None:
         """Forgets prototypes and feedback and makes room for a probe set of another size.

@@ -18,8 +18,8 @@ from transformers.pipelines.zero_shot_image_classification import (
 )
 
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.data import PicoCollator
-from pico_hf.encoders import encoder_spec
+from pico_hf.data.collator import PicoCollator
+from pico_hf.encoders.tokens import encoder_spec
 from pico_hf.modeling_pico import PicoModel
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pico_hf import encoders
-from pico_hf.calibration import ColumnMoments, StyleCalibration
-from pico_hf.model_files import StoredPicoModel
-from pico_hf.similarity import TokenFeatures
+from pico_hf.core.calibration import ColumnMoments, StyleCalibration
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.hub.loading import StoredPicoModel
 
 # What `encode_images` takes of a batch.
 IMAGE_INPUTS = (
@@ -67,7 +67,7 @@ class TokenModel(StoredPicoModel):
             hidden = self._calibration(hidden)
         if self.training and self.config.column_dropout > 0:
             hidden = _without_some_columns(hidden, self.config.column_dropout)
-        projected = encoders.project_image_tokens(self.encoder, hidden.features)
+        projected = encoder_tokens.project_image_tokens(self.encoder, hidden.features)
         tokens = _unit_length(projected, hidden.mask, "image")
         return self.prototypes.to_columns(tokens, "image")
 
@@ -84,7 +84,7 @@ class TokenModel(StoredPicoModel):
         if pixel_values is None:
             raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
         given = {name: value for name, value in extras.items() if value is not None}
-        return encoders.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
+        return encoder_tokens.image_hidden_states(self.encoder, pixel_values=pixel_values, **given)
 
     def encode_texts(
         self,
@@ -119,7 +119,7 @@ class TokenModel(StoredPicoModel):
                 )
             extras = {"token_type_ids": token_type_ids, "position_ids": position_ids}
             given = {name: value for name, value in extras.items() if value is not None}
-            hidden = encoders.text_hidden_states(
+            hidden = encoder_tokens.text_hidden_states(
                 self.encoder,
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -128,7 +128,7 @@ class TokenModel(StoredPicoModel):
             )
         else:
             hidden = _hidden(self, text_hidden_states, word_mask)
-        projected = encoders.project_text_tokens(self.encoder, hidden.features)
+        projected = encoder_tokens.project_text_tokens(self.encoder, hidden.features)
         tokens = _unit_length(projected, hidden.mask, "text")
         return self.prototypes.to_columns(tokens, "text")
 
@@ -185,7 +185,7 @@ class TokenModel(StoredPicoModel):
         Raises:
             ValueError: If nothing comes after the hidden states, or if the towers are adapted.
         """
-        trainable = set(encoders.projection_parameters(self.encoder))
+        trainable = set(encoder_tokens.projection_parameters(self.encoder))
         if not trainable:
             raise ValueError(
                 f"{type(self.encoder).__name__} has no projections after its towers: with frozen "
@@ -210,7 +210,7 @@ class TokenModel(StoredPicoModel):
         super().train(mode)
         if getattr(self, "_towers_frozen", False):
             self.encoder.eval()
-        encoders.keep_batch_statistics(self.encoder)
+        encoder_tokens.keep_batch_statistics(self.encoder)
         return self
 
 

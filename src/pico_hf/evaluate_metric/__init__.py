@@ -1,4 +1,4 @@
-"""The metrics of `pico_hf.metrics` for the library `evaluate`, found without a network."""
+"""The metrics of `pico_hf.core.metrics` for the library `evaluate`, found without a network."""
 
 from __future__ import annotations
 

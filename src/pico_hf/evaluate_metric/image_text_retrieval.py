@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import torch
 
-from pico_hf.metrics import retrieval_metrics
+from pico_hf.core.metrics import retrieval_metrics
 
 _DESCRIPTION = """Image-text retrieval: Recall@1/5/10 and median rank from images to texts and from
 texts to images, and rSum, the sum of the six recalls. Images may have several captions each; ties

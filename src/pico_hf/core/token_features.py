@@ -1,0 +1,80 @@
+"""The local features of images and texts: padded tokens, and a mask of the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """The local features of n images (patches) or n texts (words), padded to one length.
+
+    Args:
+        features: Float (n, tokens, D), L2-normalised per token by convention (not checked).
+        mask: Bool (n, tokens), True = real token. Padding may hold any value.
+
+    Raises:
+        ValueError: If the shapes of the two do not belong together or `mask` is not boolean.
+
+    Example:
+        >>> features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> words = TokenFeatures(features, torch.tensor([[True, False]]))
+        >>> len(words), words.fold(torch.tensor([2.0, 0.0])).features.tolist()
+        (1, [[[2.0, 0.0], [0.0, 0.0]]])
+    """
+
+    # Plain annotations: __post_init__ checks the shapes at run time, with errors that say more.
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 3:
+            raise ValueError(
+                "`features` must be of shape (n, tokens, D), got "
+                f"{tuple(self.features.shape)}. Do features.unsqueeze(0) for a single item."
+            )
+        if self.mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` must be boolean, got {self.mask.dtype}. Do mask.bool() (True = real)."
+            )
+        if self.mask.shape != self.features.shape[:2]:
+            raise ValueError(
+                f"`mask` must be of shape {tuple(self.features.shape[:2])}, the first two axes of "
+                f"`features`, got {tuple(self.mask.shape)}. Do one entry per token."
+            )
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def __getitem__(self, items: slice | Tensor) -> TokenFeatures:
+        """Return the images or texts chosen by a slice, an index tensor or a boolean tensor."""
+        return TokenFeatures(self.features[items], self.mask[items])
+
+    def to(self, device: torch.device | str) -> TokenFeatures:
+        """Return the same tokens on `device`."""
+        return TokenFeatures(self.features.to(device), self.mask.to(device))
+
+    def fold(self, weights: Float[Tensor, " D"]) -> TokenFeatures:
+        """Return the tokens with every column d multiplied by weights[d]."""
+        return TokenFeatures(self.features * weights.to(self.features), self.mask)
+
+    @staticmethod
+    def concatenate(parts: Sequence[TokenFeatures]) -> TokenFeatures:
+        """Join batches, padding the shorter ones with masked zeros to the longest.
+
+        Raises:
+            ValueError: If `parts` is empty.
+        """
+        if not parts:
+            raise ValueError("`parts` must hold at least one batch, got none. Do skip the call.")
+        tokens = max(part.mask.shape[1] for part in parts)
+        pads = [tokens - part.mask.shape[1] for part in parts]
+        pairs = list(zip(parts, pads, strict=True))
+        features = [torch.nn.functional.pad(part.features, (0, 0, 0, pad)) for part, pad in pairs]
+        masks = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in pairs]
+        return TokenFeatures(torch.cat(features), torch.cat(masks))

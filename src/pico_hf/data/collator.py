@@ -1,0 +1,131 @@
+"""Rows to batches, with the architecture's padding and a mask of the words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedConfig
+
+from pico_hf.data.columns import find_in_row, texts_of
+from pico_hf.data.images import as_rgb
+from pico_hf.encoders.table import text_lengths
+
+# Cached outputs of the towers, and the mask that each is padded with.
+_STATES = {"image_hidden_states": "patch_mask", "text_hidden_states": "word_mask"}
+
+
+class PicoCollator:
+    """Rows to a batch of pairs, with the architecture's padding and a mask of the words.
+
+    Args:
+        processor: What `AutoProcessor` gives: a tokenizer and an image processor.
+        max_length: Longest text in tokens; None asks the tokenizer and the configuration.
+        config: The model's configuration or its encoder's. It says whether texts are padded to a
+            fixed length (SigLIP: its tower attends to the padding); None goes by the name of the
+            processor's class.
+        image_column: None finds it in the first row of a batch.
+        caption_column: One caption or a list of captions; None finds it.
+
+    Raises:
+        ValueError: If the processor lacks a tokenizer or an image processor.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int | None = None,
+        *,
+        config: PreTrainedConfig | None = None,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+    ) -> None:
+        self.tokenizer = getattr(processor, "tokenizer", None)
+        self.image_processor = getattr(processor, "image_processor", None)
+        if self.tokenizer is None or self.image_processor is None:
+            raise ValueError(
+                "`processing_class` must hold a tokenizer and an image processor, got "
+                f"{type(processor).__name__}. Load it with AutoProcessor.from_pretrained(…)."
+            )
+        self.image_column, self.caption_column = image_column, caption_column
+        if config is not None:
+            fixed, positions = text_lengths(getattr(config, "encoder_config", config))
+        else:
+            fixed = 64 if "siglip" in type(processor).__name__.lower() else None
+            positions = None
+        self.fixed_length = fixed is not None
+        longest = min(self.tokenizer.model_max_length, positions or 512, 512)
+        self.max_length = max_length or fixed or longest
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the preprocessing."""
+        parts = (
+            self.image_processor.to_dict(),
+            self.tokenizer.name_or_path,
+            (self.max_length, self.fixed_length),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Batch of whatever the rows hold: images, captions, both, or cached hidden states.
+
+        A row with several captions becomes as many pairs with one image; `image_ids` then says
+        that they are no negatives of each other.
+        """
+        batch: dict[str, Tensor] = {}
+        image, caption = find_in_row(rows[0], self.image_column, self.caption_column)
+        if image is None and caption is None and not rows[0].keys() & _STATES.keys():
+            raise ValueError(
+                "The rows have neither an image nor a caption, only: "
+                f"{', '.join(rows[0]) or 'nothing'}. Name the columns with `image_column` and "
+                "`caption_column`; `remove_unused_columns=False` keeps the Trainer from dropping "
+                "them."
+            )
+        texts = [texts_of(n, row[caption]) if caption else [""] for n, row in enumerate(rows)]
+        owner = [n for n, captions in enumerate(texts) for _ in captions]
+        several = len(owner) > len(rows)
+        if image is not None:
+            inputs = self.image_processor(
+                images=[as_rgb(row[image]) for row in rows], return_tensors="pt"
+            )
+            batch |= {name: value[owner] if several else value for name, value in inputs.items()}
+        if caption is not None:
+            batch |= self._words([text for captions in texts for text in captions])
+        for key, mask in _STATES.items():
+            if key in rows[0]:
+                batch[key], batch[mask] = _pad([row[key] for row in rows])
+        if "image_ids" in rows[0] or several:
+            batch["image_ids"] = torch.tensor([rows[n].get("image_ids", n) for n in owner])
+        return batch
+
+    def _words(self, captions: list[str]) -> dict[str, Tensor]:
+        """Token ids; words are the tokens that are neither special nor padding."""
+        tokens = self.tokenizer(
+            captions,
+            padding="max_length" if self.fixed_length else True,
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+            return_attention_mask=True,
+            return_special_tokens_mask=True,
+        )
+        special = tokens.pop("special_tokens_mask").bool()
+        attended = tokens["attention_mask"].bool()
+        words = attended & ~special
+        bare = ~words.any(dim=1, keepdim=True)  # a text of nothing but special tokens keeps them
+        tokens["word_mask"] = torch.where(bare, attended, words)
+        if self.fixed_length:
+            del tokens["attention_mask"]  # this tower was trained to attend to its padding
+        return dict(tokens)
+
+
+def _pad(states: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(rows, tokens, hidden) zero-padded, and (rows, tokens) True where a token is real."""
+    lengths = torch.tensor([len(state) for state in states])
+    padded = pad_sequence(states, batch_first=True)
+    return padded, torch.arange(padded.shape[1]) < lengths.unsqueeze(1)

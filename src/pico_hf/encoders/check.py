@@ -1,0 +1,170 @@
+"""What is checked before an encoder is wrapped: that its tokens are right and its weights whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pico_hf.encoders.spec import Step, TokenMap
+from pico_hf.encoders.table import ENCODERS, architecture, encoder_class, table_row
+from pico_hf.encoders.tokens import (
+    apply_steps,
+    encoder_spec,
+    image_output,
+    last_hidden_state,
+    prefix_length,
+    projection_parameters,
+    text_output,
+    tower_config,
+)
+
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def check_encoder(encoder: PreTrainedModel) -> None:
+    """Verifies on a dummy batch that the token map reproduces the encoder's pooled features.
+
+    Raises:
+        ValueError: If the architecture is not in the table, or if its row does not fit this
+            encoder.
+    """
+    spec = table_row(encoder)
+    _check_modules(encoder, (*spec.image.steps, *spec.text.steps))
+    training = encoder.training
+    encoder.eval()
+    try:
+        images = image_output(encoder, **_dummy_images(encoder, spec.image))
+        _check_side(encoder, "image", spec.image, images)
+        texts = text_output(encoder, **_dummy_texts(encoder, spec.text))
+        _check_side(encoder, "text", spec.text, texts)
+    finally:
+        encoder.train(training)
+
+
+@torch.no_grad()
+def fallback_widths(encoder: PreTrainedModel) -> list[int]:
+    """Widths of image and text hidden states of any architecture, and of a common space for them.
+
+    Raises:
+        ValueError: If the encoder gives no token features.
+    """
+    for method in ("get_image_features", "get_text_features"):
+        if not hasattr(encoder, method):
+            raise ValueError(
+                f"`encoder` must have `{method}` to be wrapped with learned projections, which "
+                f"{type(encoder).__name__} has not. Describe it with `pico_hf.register_encoder`."
+            )
+    blank, training = TokenMap(()), encoder.training
+    encoder.eval()
+    try:
+        images = encoder.get_image_features(**_dummy_images(encoder, blank))
+        texts = encoder.get_text_features(**_dummy_texts(encoder, blank))
+    finally:
+        encoder.train(training)
+    image = last_hidden_state(images, encoder, "image").shape[-1]
+    text = last_hidden_state(texts, encoder, "text").shape[-1]
+    return [image, text, min(image, text)]
+
+
+def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Two pictures and two texts that the encoder takes, as inputs of either side."""
+    spec = encoder_spec(encoder)
+    return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)
+
+
+def load_encoder(
+    path: str | os.PathLike, config: Mapping[str, Any], **options: Any
+) -> PreTrainedModel:
+    """A saved dual encoder in eval mode, with all of its projections.
+
+    Args:
+        path: Folder or Hub repository.
+        config: Its raw config.json.
+        options: See `PreTrainedModel.from_pretrained`.
+
+    Raises:
+        ValueError: If the checkpoint lacks weights of the projections. That of a captioning model,
+            say, would be completed by random ones.
+    """
+    chosen = encoder_class(config.get("model_type", ""), config.get("architectures"))
+    encoder, info = chosen.from_pretrained(path, **options, output_loading_info=True)
+    known = architecture(encoder) in ENCODERS
+    if known and (lost := sorted(set(projection_parameters(encoder)) & info["missing_keys"])):
+        raise ValueError(
+            f"`{path}` must hold a whole {type(encoder).__name__}, but lacks {', '.join(lost)}; "
+            f"its config names {config.get('architectures')}. Take a checkpoint of a dual encoder, "
+            "or load the encoder yourself and wrap it with `PicoModel.from_encoder`."
+        )
+    return encoder.eval()
+
+
+def _check_modules(encoder: PreTrainedModel, steps: tuple[Step, ...]) -> None:
+    for step in steps:
+        try:
+            encoder.get_submodule(step.path)
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(encoder).__name__} has no module `{step.path}`, which its row in the "
+                "encoder table needs. Use a tower that has it, or describe the encoder with "
+                "`pico_hf.register_encoder`."
+            ) from error
+
+
+def _check_side(encoder: PreTrainedModel, side: str, row: TokenMap, out: Any) -> None:
+    pooled = _pooled(encoder, side, row, last_hidden_state(out, encoder, side))
+    given = out.pooler_output
+    if pooled.shape[-1] != given.shape[-1]:
+        worst = float("inf")
+    elif row.pooled_by == "every":
+        worst = float((pooled - given).float().abs().max())
+    else:  # the pooled token is one of the row's tokens, or the only one
+        difference = (pooled - given.unsqueeze(1)).float().abs().amax(dim=-1)
+        worst = float(difference.amin(dim=1).max())
+    tolerance = max(TOLERANCE, 4 * torch.finfo(encoder.dtype).eps)
+    if not worst <= tolerance * max(1.0, float(given.float().abs().max())):
+        raise ValueError(
+            f"The {side} tokens of {type(encoder).__name__} do not reproduce its pooled features "
+            f"(largest difference {worst:.2g}). Its row in the encoder table does not fit; "
+            "describe it with `pico_hf.register_encoder`."
+        )
+
+
+def _pooled(encoder: PreTrainedModel, side: str, row: TokenMap, hidden: Tensor) -> Tensor:
+    """(rows, candidates, columns): what the pooled feature is said to be."""
+    real = hidden[:, prefix_length(encoder) :] if side == "image" else hidden
+    if row.pooled_by == "attention":
+        pooled = encoder.get_submodule(row.steps[0].path)(real)
+        return apply_steps(encoder, row.steps[1:], pooled.unsqueeze(1))
+    if row.pooled_by == "mean_first":
+        return apply_steps(encoder, row.steps, real.mean(dim=1, keepdim=True))
+    if row.pooled_by == "mean":
+        return apply_steps(encoder, row.steps, real).mean(dim=1, keepdim=True)
+    return apply_steps(encoder, row.steps, hidden)
+
+
+def _dummy_images(encoder: PreTrainedModel, row: TokenMap) -> dict[str, Tensor]:
+    if row.dummy:
+        return row.dummy(encoder)
+    config = tower_config(encoder, row, "vision")
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, getattr(config, "num_channels", 3), size, size, generator=generator)
+    return {"pixel_values": pixels.to(encoder.device, encoder.dtype)}
+
+
+def _dummy_texts(encoder: PreTrainedModel, row: TokenMap) -> dict[str, Tensor]:
+    """Two texts that end in EOS, so that towers which pool there find it."""
+    if row.dummy:
+        return row.dummy(encoder)
+    config = tower_config(encoder, row, "text")
+    eos = getattr(config, "eos_token_id", None)
+    last = eos if isinstance(eos, int) and 0 <= eos < config.vocab_size else 2
+    body = 1 if last != 1 else 0
+    ids = torch.tensor([[body, body, last], [body, body + 2, last]], device=encoder.device)
+    return {"input_ids": ids.clamp(max=config.vocab_size - 1)}

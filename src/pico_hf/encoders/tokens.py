@@ -1,0 +1,270 @@
+"""The path from a Hugging Face dual encoder's hidden states to token features and masks.
+
+tokens = steps(last_hidden_state without prefix tokens), by the encoder's row in
+`pico_hf.encoders.table`. `pico_hf.encoders.check` verifies a row whenever a model is wrapped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
+from pico_hf.encoders.table import encoder_class, table_row
+
+# Learned projections of an architecture without a row: a submodule of the encoder, so that all that
+# saves, freezes or adapts parameters finds them like any other.
+FALLBACK = "pico_projection"
+_FALLBACK_SPEC = EncoderSpec(
+    TokenMap((Step(f"{FALLBACK}.image"),)),
+    TokenMap((Step(f"{FALLBACK}.text"),)),
+    logit_scale=None,
+)
+
+
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights."""
+    chosen = encoder_class(config.model_type, config.architectures)
+    return (AutoModel.from_config if chosen is AutoModel else chosen._from_config)(config)
+
+
+def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
+    """The row that applies to an encoder: the table's, or that of learned projections.
+
+    Raises:
+        ValueError: If there is none; names the architectures that have one.
+    """
+    return _FALLBACK_SPEC if hasattr(encoder, FALLBACK) else table_row(encoder)
+
+
+def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) -> None:
+    """Gives an encoder untrained projections of its own, which take the place of its row.
+
+    Args:
+        encoder: The encoder, changed in place.
+        widths: Widths of image hidden states, text hidden states and the common space.
+    """
+    image, text, columns = widths
+    heads = {
+        "image": nn.Linear(image, columns, bias=False),
+        "text": nn.Linear(text, columns, bias=False),
+    }
+    encoder.add_module(FALLBACK, nn.ModuleDict(heads).to(encoder.device, encoder.dtype))
+
+
+def image_hidden_states(
+    encoder: PreTrainedModel, *, pixel_values: Tensor, **inputs: Any
+) -> TokenFeatures:
+    """The vision tower's output for every patch, before any projection.
+
+    Args:
+        encoder: The dual encoder.
+        pixel_values: Pictures, or sequences of patches for NaFlex towers.
+        inputs: What else the tower takes.
+
+    Returns:
+        (images, patches, hidden) without prefix tokens, with the mask of real patches.
+    """
+    row = encoder_spec(encoder).image
+    out = image_output(encoder, pixel_values=pixel_values.to(encoder.dtype), **inputs)
+    patches = last_hidden_state(out, encoder, "image")[:, prefix_length(encoder) :]
+    real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    if row.real_patches and inputs.get(row.real_patches) is not None:
+        real = inputs[row.real_patches].bool()
+    return TokenFeatures(patches, real)
+
+
+def text_hidden_states(
+    encoder: PreTrainedModel,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
+    **inputs: Any,
+) -> TokenFeatures:
+    """The text tower's output for every token, before any projection, and which are words.
+
+    Args:
+        encoder: The dual encoder.
+        input_ids: (texts, tokens).
+        attention_mask: (texts, tokens), handed to the tower as it is.
+        word_mask: (texts, tokens) True = word. None: attended tokens without the architecture's
+            special tokens at either end; a text of nothing else keeps them.
+        inputs: What else the tower takes.
+
+    Returns:
+        (texts, tokens, hidden) with the mask of words.
+    """
+    attention = {} if attention_mask is None else {"attention_mask": attention_mask}
+    out = text_output(encoder, input_ids=input_ids, **attention, **inputs)
+    hidden = last_hidden_state(out, encoder, "text")
+    if word_mask is not None:
+        words = word_mask.bool()
+    else:
+        words = _words(encoder, input_ids, attention_mask)
+    return TokenFeatures(hidden, words)
+
+
+def project_image_tokens(
+    encoder: PreTrainedModel, hidden: Float[Tensor, "images patches hidden"]
+) -> Float[Tensor, "images patches columns"]:
+    """Every patch in the common space, not normalised."""
+    return apply_steps(encoder, encoder_spec(encoder).image.steps, hidden)
+
+
+def project_text_tokens(
+    encoder: PreTrainedModel, hidden: Float[Tensor, "texts words hidden"]
+) -> Float[Tensor, "texts words columns"]:
+    """Every word in the common space, not normalised."""
+    return apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
+
+
+def projection_modules(encoder: PreTrainedModel) -> list[str]:
+    """Dotted paths of the encoder's modules that are applied after the hidden states."""
+    return sorted({step.path for step in _steps(encoder)})
+
+
+def projection_parameters(encoder: PreTrainedModel) -> list[str]:
+    """Names of the encoder's parameters that are applied after the hidden states."""
+    modules = tuple(f"{path}." for path in projection_modules(encoder))
+    return [name for name, _ in encoder.named_parameters() if name.startswith(modules)]
+
+
+def keep_batch_statistics(encoder: PreTrainedModel) -> None:
+    """Puts projections with a BatchNorm in eval mode, and any BatchNorm that is not trained.
+
+    A projection's statistics are those of pooled vectors. Batches of tokens would replace them by
+    others, and would let padding into the scores. Those of a frozen tower would move without being
+    saved with the adapter that is trained on it.
+    """
+    for step in _steps(encoder):
+        if step.flat:
+            encoder.get_submodule(step.path).eval()
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            module.train(module.training and module.weight.requires_grad)
+
+
+def embedding_dim(encoder: PreTrainedModel) -> int:
+    """D, the number of columns of the common space."""
+    row = encoder_spec(encoder).text
+    if not row.steps:
+        return tower_config(encoder, row, "text").hidden_size
+    last = encoder.get_submodule(row.steps[-1].path)
+    linears = [module for module in last.modules() if isinstance(module, nn.Linear)]
+    return linears[-1].out_features
+
+
+def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
+    """The text side's table of token ids, known by its size.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    words = tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size
+    for module in encoder.modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == words:
+            return module
+    raise ValueError(f"{type(encoder).__name__} has no embeddings of {words} words.")
+
+
+def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
+    """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
+    spec = encoder_spec(encoder)
+    scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else 0.0
+    if spec.temperature:
+        scale = -math.log(getattr(encoder, spec.temperature).item())
+    return scale, getattr(encoder, spec.logit_bias).item() if spec.logit_bias else None
+
+
+def image_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
+    """What the image side gives: `last_hidden_state`, and the projected `pooler_output`."""
+    features = encoder_spec(encoder).image.features
+    return features(encoder, **inputs) if features else encoder.get_image_features(**inputs)
+
+
+def text_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
+    """What the text side gives, likewise."""
+    features = encoder_spec(encoder).text.features
+    return features(encoder, **inputs) if features else encoder.get_text_features(**inputs)
+
+
+def apply_steps(encoder: PreTrainedModel, steps: Sequence[Step], hidden: Tensor) -> Tensor:
+    """Takes (rows, tokens, hidden) through modules, token by token."""
+    rows, tokens = hidden.shape[:2]
+    for step in steps:
+        module = encoder.get_submodule(step.path)
+        if step.pools:
+            hidden = module(hidden.reshape(rows * tokens, 1, -1)).reshape(rows, tokens, -1)
+        elif step.flat:
+            hidden = module(hidden.reshape(rows * tokens, -1)).reshape(rows, tokens, -1)
+        else:
+            hidden = module(hidden)
+    return hidden
+
+
+def last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:
+    """(rows, tokens, hidden) of an output; the cells of a convolution's map are its tokens.
+
+    Raises:
+        ValueError: If there is no such thing.
+    """
+    hidden = getattr(out, "last_hidden_state", None)
+    if hidden is not None and hidden.ndim == 4:
+        hidden = hidden.flatten(2).transpose(1, 2)  # (rows, channels, height, width) before
+    if hidden is None or hidden.ndim != 3:
+        raise ValueError(
+            f"{type(encoder).__name__} gives no {side} token features: `last_hidden_state` is "
+            f"{'missing' if hidden is None else f'of shape {tuple(hidden.shape)}'}. PICO needs one "
+            "vector per patch and per word."
+        )
+    return hidden
+
+
+def prefix_length(encoder: PreTrainedModel) -> int:
+    """Tokens before the first patch."""
+    row = encoder_spec(encoder).image
+    config = tower_config(encoder, row, "vision")
+    return row.prefix + (getattr(config, row.registers) if row.registers else 0)
+
+
+def tower_config(encoder: PreTrainedModel, row: TokenMap, side: str) -> PreTrainedConfig:
+    """The config of the `"vision"` or the `"text"` tower that a row describes."""
+    return getattr(encoder.config, row.config or f"{side}_config")
+
+
+def _steps(encoder: PreTrainedModel) -> tuple[Step, ...]:
+    spec = encoder_spec(encoder)
+    return (*spec.image.steps, *spec.text.steps)
+
+
+def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Attended tokens without the first `prefix` and last `suffix`, on either padding side."""
+    row = encoder_spec(encoder).text
+    if attention_mask is not None:
+        attended = attention_mask.bool()
+    elif row.pad_is_special:
+        return _before_padding(input_ids, tower_config(encoder, row, "text").pad_token_id)
+    else:
+        attended = torch.ones_like(input_ids, dtype=torch.bool)
+    position = attended.long().cumsum(dim=1)
+    last = position[:, -1:] - row.suffix
+    words = attended & (position > row.prefix) & (position <= last)
+    return torch.where(words.any(dim=1, keepdim=True), words, attended)
+
+
+def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
+    """What is neither the config's pad token nor part of a run of one token at the end.
+
+    SigLIP 2's vocabulary pads with another token than its configs name, which is its EOS.
+    """
+    run = (input_ids == input_ids[:, -1:]).flip(1).cumprod(dim=1).flip(1).bool()
+    words = (input_ids != pad) & ~(run & (run.sum(dim=1, keepdim=True) > 1))
+    return torch.where(words.any(dim=1, keepdim=True), words, True)

@@ -1,0 +1,136 @@
+"""An adapter onto its base: apart from it, or merged into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoders.tokens import embedding_dim
+from pico_hf.hub.adapter_files import Adapter, import_peft, read_adapter
+from pico_hf.hub.errors import plain_errors
+from pico_hf.hub.prototype_files import KNOBS, PicoPrototypes
+from pico_hf.hub.source import split_config_kwargs
+
+
+def load_adapter(
+    model_class: Any,
+    path: str | os.PathLike,
+    *,
+    base: str | os.PathLike | PreTrainedModel | None = None,
+    trainable: bool = False,
+    **options: Any,
+) -> Any:
+    """An adapter on its base as a peft model; see `pico_hf.lora.load_adapter_model`.
+
+    Args:
+        model_class: [`PicoModel`], which comes after this module.
+        path: Folder or repository of the adapter.
+        base: What it was trained on; None = what it names.
+        trainable: True goes on training it.
+        options: Loading options.
+    """
+    import_peft()  # before anything is fetched
+    pico, options = split_config_kwargs(options)
+    adapter = read_adapter(path, options, pico)
+    return _attach(_base(model_class, path, adapter, base, options), adapter, trainable)
+
+
+def merge_adapter(model_class: Any, path: str | os.PathLike, **options: Any) -> Any:
+    """An adapter merged into its base, a plain model of which every weight can be trained again.
+
+    Args:
+        model_class: [`PicoModel`].
+        path: Folder or repository of the adapter.
+        options: See `load_adapter`.
+    """
+    model = load_adapter(model_class, path, **options).merge_and_unload()
+    return model.requires_grad_(True).eval()
+
+
+def check_weights(peft_model: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ValueError unless the weights are exactly those of the live adapter.
+
+    peft itself leaves what is missing as it is.
+
+    Args:
+        peft_model: The live adapter on its base.
+        weights: Names and tensors of the file.
+    """
+    adapter_name = peft_model.active_adapters[0]
+    live = import_peft().get_peft_model_state_dict(
+        peft_model, adapter_name=adapter_name, save_embedding_layers=False
+    )
+    expected = {(name, tuple(tensor.shape)) for name, tensor in live.items()}
+    found = {(name, tuple(tensor.shape)) for name, tensor in weights}
+    if expected != found:
+        name, shape = sorted(expected ^ found)[0]
+        lacks = "the file lacks" if (name, shape) in expected else "the model has no place for"
+        raise ValueError(
+            f"The adapter does not fit its base: {lacks} `{name}` of shape {shape}. Load it onto "
+            "the model that it was trained on: `base=…`."
+        )
+
+
+def _base(
+    model_class: Any,
+    path: str | os.PathLike,
+    adapter: Adapter,
+    base: str | os.PathLike | PreTrainedModel | None,
+    options: dict[str, Any],
+) -> Any:
+    """The Pico model that the adapter is put onto, with room for its prototypes."""
+    learned = bool(adapter.knobs.get("fallback_widths"))
+    model: Any = base
+    if isinstance(base, PreTrainedModel):
+        if base.config.model_type != PicoConfig.model_type:
+            model = model_class.from_encoder(base, fallback_projection=learned)
+    else:
+        named = base or adapter.lora.get("base_model_name_or_path")
+        if not named:
+            raise ValueError(
+                f"The adapter '{os.fspath(path)}' does not name its base. Pass `base=`: the "
+                "repository, folder or live model that it was trained on."
+            )
+        own = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
+        revision = {} if base else {"revision": adapter.lora.get("revision") or "main"}
+        with plain_errors(named):
+            model = model_class.from_pretrained(
+                named, fallback_projection=learned, **own, **revision
+            )
+    if model.encoder.config.model_type != adapter.encoder_type:
+        raise ValueError(
+            f"The adapter was trained on an encoder of type {adapter.encoder_type!r}, its base has "
+            f"one of type {model.encoder.config.model_type!r}. Pass the right one as `base=`."
+        )
+    _make_room(model, adapter.knobs)
+    return model
+
+
+def _make_room(model: Any, knobs: Mapping[str, Any]) -> None:
+    """Prototypes of the adapter's kind and size, whatever those of the base were."""
+    for name, value in knobs.items():
+        setattr(model.config, name, value)
+    rest = {name: knobs[name] for name in KNOBS[2:]}
+    prototypes = PicoPrototypes(
+        embedding_dim(model.encoder), knobs["num_prototypes"], knobs["probe_size"], **rest
+    )
+    prototypes.place_beside(model.encoder)
+    model.prototypes = prototypes.to(model.device)
+
+
+def _attach(model: Any, adapter: Adapter, trainable: bool) -> Any:
+    peft = import_peft()
+    config = peft.LoraConfig(**{**adapter.lora, "inference_mode": not trainable})
+    wrapped = peft.PeftModel(model, config)
+    try:
+        check_weights(wrapped, adapter.weights.items())
+    except ValueError:
+        wrapped.unload()  # a live base stays what it was
+        raise
+    peft.set_peft_model_state_dict(wrapped, adapter.weights)
+    return wrapped.eval()

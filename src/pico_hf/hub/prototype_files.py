@@ -1,0 +1,283 @@
+"""Prototypes as files of their own: two in a folder or Hub repository, checked before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import PushToHubMixin
+
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.core.construction import CANONICAL, AlignedPrototypes
+from pico_hf.encoders.tokens import projection_parameters
+from pico_hf.hub.errors import plain_errors
+from pico_hf.hub.files import check_safetensors, find_file, read_json, read_tensors, refuse_pickle
+
+WEIGHTS_FILE = "prototypes.safetensors"
+FACTS_FILE = "prototypes.json"
+# Fields of PicoConfig that belong to prototypes; the file has them under the same names.
+KNOBS = (
+    "num_prototypes",
+    "probe_size",
+    "estimator",
+    "combination",
+    "fusion",
+    "feedback_temperature",
+    "fusion_momentum",
+)
+
+
+def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
+    """SHA-256 of an encoder's projections, rounded to each half-precision type it can stand for.
+
+    Covers the architecture's name and the names, shapes and values of every parameter between the
+    hidden states and the common space: those decide what a column means. It does not cover the
+    towers before them, so an encoder whose towers alone were trained on has the same fingerprint.
+
+    Args:
+        encoder: The dual encoder.
+
+    Returns:
+        Type name → digest. From fp32 there are both half types, so that the same encoder loaded in
+        fp32, bf16 or fp16 shares at least one entry.
+    """
+    parameters = _in_force(encoder, dict(encoder.named_parameters()))
+    projections = _in_force(encoder, dict.fromkeys(projection_parameters(encoder)))
+    names = sorted(projections or parameters)  # some towers end in one space
+    half = (torch.bfloat16, torch.float16)
+    stored = parameters[names[0]].dtype
+    return {
+        str(dtype).removeprefix("torch."): _digest(
+            encoder.config.model_type, names, parameters, dtype
+        )
+        for dtype in ((stored,) if stored in half else half)
+    }
+
+
+def _in_force(encoder: PreTrainedModel, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters under their plain names: of modules that peft keeps twice, the adapter's copy."""
+    plain = {}
+    for name, value in parameters.items():
+        path, copied, rest = name.partition(".modules_to_save.")
+        if copied:
+            adapter, _, leaf = rest.partition(".")
+            wrapper: Any = encoder.get_submodule(path)
+            if adapter in wrapper.active_adapters:
+                plain[f"{path}.{leaf}"] = value
+        elif ".original_module." not in name:
+            plain[name] = value
+    return plain
+
+
+def _digest(
+    model_type: str, names: list[str], parameters: dict[str, Any], dtype: torch.dtype
+) -> str:
+    digest = hashlib.sha256(model_type.encode())
+    for name in names:
+        value = parameters[name].detach().to("cpu", dtype).contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _EncoderLink:
+    """The encoder beside the prototypes, held weakly: no part of their state, not saved with it."""
+
+    def __init__(self, encoder: PreTrainedModel | None = None) -> None:
+        self._reference = weakref.ref(encoder) if encoder is not None else lambda: None
+
+    @property
+    def encoder(self) -> PreTrainedModel | None:
+        return self._reference()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _EncoderLink:
+        """In a copied model the copied encoder; a copy of the prototypes alone keeps theirs."""
+        encoder = self.encoder
+        return _EncoderLink(memo.get(id(encoder), encoder))
+
+    def __reduce__(self) -> tuple[type[_EncoderLink], tuple[()]]:
+        return _EncoderLink, ()
+
+
+class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
+    """Style prototypes that can be saved, loaded and pushed to the Hub without their encoder.
+
+    A model's own prototypes are part of its `model.safetensors`; the files written here hand them
+    to somebody who has the encoder already. `prototypes.safetensors` has the buffers,
+    `prototypes.json` says what they are: D, K, R, estimator, combination, fusion, τ, the package's
+    version and the encoder's fingerprint. `push_to_hub` takes what `PreTrainedModel.push_to_hub`
+    takes. For the arguments see [`AlignedPrototypes`].
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fingerprint: dict[str, str] | None = None
+        self._link = _EncoderLink()
+
+    def place_beside(self, encoder: PreTrainedModel) -> None:
+        """Remembers, weakly, whose columns these prototypes weigh."""
+        self._link = _EncoderLink(encoder)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Writes `prototypes.safetensors` and `prototypes.json`; other files stay as they are.
+
+        Args:
+            save_directory: Folder, created if need be.
+            kwargs: Ignored (`push_to_hub` of transformers hands over options for models).
+
+        Raises:
+            ValueError: If it is not known which encoder the prototypes belong to.
+        """
+        facts = self._facts()
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        buffers = {name: value.contiguous() for name, value in self.named_buffers()}
+        save_file(buffers, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
+        (folder / FACTS_FILE).write_text(text, encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads the two files and a card; see `PreTrainedModel.push_to_hub` for the arguments."""
+        kwargs.setdefault("tags", ["pico", "prototypes"])
+        with plain_errors(repo_id):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike, **options: Any) -> PicoPrototypes:
+        """Loads prototypes that were saved or pushed, alone or with a model.
+
+        Args:
+            path: Folder or Hub repository.
+            options: Hub options such as `revision`, `token` or `local_files_only`.
+
+        Raises:
+            OSError: If there are no such files, or no access to them.
+            ValueError: If the files do not hold prototypes.
+        """
+        facts_file = _required(path, FACTS_FILE, options)
+        weights = _required(path, WEIGHTS_FILE, options)
+        check_safetensors(weights)
+        return cls._build(read_json(facts_file), dict(read_tensors(weights)))
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Fields of [`PicoConfig`] as these prototypes have them."""
+        own = {name: getattr(self, name) for name in KNOBS if name != "probe_size"}
+        return own | {"probe_size": self.vision.shape[1]}
+
+    def check_fit(self, encoder: PreTrainedModel, num_columns: int) -> None:
+        """Raises ValueError unless the encoder's columns are those the prototypes were made for.
+
+        Args:
+            encoder: The encoder to be used with them.
+            num_columns: Its D.
+        """
+        own = len(self.semantic_probability)
+        if own != num_columns:
+            raise ValueError(
+                f"The prototypes have {own} columns, the encoder has {num_columns}. Load them with "
+                "the encoder they were made for."
+            )
+        saved, live = self.fingerprint or {}, encoder_fingerprint(encoder)
+        if not saved.keys() & live.keys():
+            raise ValueError(
+                f"The prototypes' fingerprint was taken in {' and '.join(saved) or 'no type'}, the "
+                f"encoder is in {' and '.join(live)}: load the encoder in float32 to compare them."
+            )
+        if not saved.items() & live.items():
+            raise ValueError(
+                "The prototypes were made for another encoder: the fingerprint of its projections "
+                "differs, so their columns mean something else. Load them with that encoder, or "
+                "refine new ones."
+            )
+
+    def _facts(self) -> dict[str, Any]:
+        encoder = self._link.encoder
+        fingerprint = self.fingerprint if encoder is None else encoder_fingerprint(encoder)
+        if fingerprint is None:
+            raise ValueError(
+                "These prototypes do not know their encoder, so nobody could check that they fit. "
+                "Call `prototypes.place_beside(encoder)` before saving them."
+            )
+        return {
+            **self.knobs,
+            "num_columns": len(self.semantic_probability),
+            "encoder_fingerprint": fingerprint,
+            "pico_hf_version": _package_version(),
+        }
+
+    @classmethod
+    def _build(cls, facts: dict[str, Any], buffers: dict[str, Tensor]) -> PicoPrototypes:
+        knobs = _checked_knobs(facts)
+        _check_shapes(facts, buffers)
+        rest = {key: knobs[key] for key in KNOBS[2:]}
+        prototypes = cls(facts["num_columns"], knobs["num_prototypes"], knobs["probe_size"], **rest)
+        prototypes.load_state_dict(buffers)
+        prototypes.fingerprint = dict(facts["encoder_fingerprint"])
+        return prototypes
+
+
+def _required(path: str | os.PathLike, name: str, options: dict[str, Any]) -> Path:
+    return find_file(path, name, options, required=True) or refuse_pickle(path, name)
+
+
+def _package_version() -> str | None:
+    try:
+        return version("pico-hf")
+    except PackageNotFoundError:  # the modules were taken from a repository or a source folder
+        return None
+
+
+def _checked_knobs(facts: dict[str, Any]) -> dict[str, Any]:
+    missing = [key for key in (*KNOBS, "num_columns", "encoder_fingerprint") if key not in facts]
+    if missing:
+        raise ValueError(f"{FACTS_FILE} lacks {', '.join(missing)}. Save the prototypes again.")
+    if not isinstance(facts["encoder_fingerprint"], dict):
+        raise ValueError(f"`encoder_fingerprint` in {FACTS_FILE} must map types to digests.")
+    knobs = {key: facts[key] for key in KNOBS}
+    try:
+        PicoConfig(**knobs)  # it knows which values are valid
+    except Exception as error:  # strict fields raise a class of their own
+        raise ValueError(f"{FACTS_FILE} is not valid: {' '.join(str(error).split())}") from error
+    return knobs
+
+
+def _check_shapes(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
+    matrix = (facts["num_prototypes"], facts["probe_size"])
+    expected: dict[str, tuple[Any, ...]] = {
+        "vision": matrix,
+        "text": matrix,
+        "semantic_probability": (facts["num_columns"],),
+    }
+    expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
+    if facts["estimator"] == CANONICAL:
+        square = (facts["num_columns"],) * 2
+        expected |= {"image_basis": square, "text_basis": square}
+    if buffers.keys() != expected.keys():
+        raise ValueError(
+            f"{WEIGHTS_FILE} must hold {', '.join(expected)}; got {', '.join(sorted(buffers))}."
+        )
+    for name, shape in expected.items():
+        if tuple(buffers[name].shape) != shape:
+            raise ValueError(
+                f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} of {FACTS_FILE}, got "
+                f"{tuple(buffers[name].shape)}."
+            )
+        if not bool(torch.isfinite(buffers[name]).all()):
+            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be finite.")
+    for name in expected.keys() & {"image_basis", "text_basis"}:
+        basis = buffers[name].double()
+        if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
+            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
+    probability = buffers["semantic_probability"]
+    if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
+        raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")

@@ -1,0 +1,198 @@
+"""A retrieval split → token features → metrics, the same for training, trials and final numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from pico_hf.core.canonical import PairMoments, SideMoments
+from pico_hf.core.metrics import retrieval_metrics
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.modeling_pico import PicoModel
+from pico_hf.token_model import IMAGE_INPUTS
+
+Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
+BatchEncoder = Callable[[PicoModel, Mapping[str, Any]], Encoded]
+TEXT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "word_mask",
+    "text_hidden_states",
+)
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A whole split as token features.
+
+    Attributes:
+        images: All images, once each.
+        texts: All captions.
+        text_to_image: (texts,) row of `images` that each caption belongs to.
+        gallery: (images,) which images are ranked together.
+    """
+
+    images: TokenFeatures
+    texts: TokenFeatures
+    text_to_image: Tensor
+    gallery: Tensor
+
+
+@dataclass(frozen=True)
+class SplitEncoder:
+    """Encodes rows batch by batch in eval mode and leaves the model's mode and random state alone.
+
+    Args:
+        model: The model.
+        collate: Rows to batch.
+        batch_size: Rows at a time, >= 1.
+        num_workers: Processes that decode images.
+        disable_tqdm: True shows no progress bar.
+    """
+
+    model: PicoModel
+    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    batch_size: int = 64
+    num_workers: int = 0
+    disable_tqdm: bool = False
+
+    def split(
+        self,
+        split: ImageTextDataset,
+        description: str = "Encoding",
+        encode: BatchEncoder | None = None,
+    ) -> EncodedSplit:
+        """Encodes every image and every caption of a split, once each; see `batches`."""
+        images = [images for images, _ in self.batches(split.images(), description, encode)]
+        texts = [texts for _, texts in self.batches(split.captions(), description, encode)]
+        return EncodedSplit(
+            TokenFeatures.concatenate(images),
+            TokenFeatures.concatenate(texts),
+            split.text_to_image.to(self.model.device),
+            split.gallery.to(self.model.device),
+        )
+
+    @torch.no_grad()
+    def batches(
+        self, rows: Dataset, description: str, encode: BatchEncoder | None = None
+    ) -> Iterator[Encoded]:
+        """Yields (images, texts) of each batch; None for the side the rows do not have.
+
+        Args:
+            rows: What to encode.
+            description: Text of the progress bar.
+            encode: From model and batch to tokens; None gives features in the columns that are
+                weighed, [`own_columns`] in the encoder's own, [`tower_states`] the towers' outputs
+                before the projections.
+        """
+        encode = encode or encode_batch
+        loader = DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # the default one belongs to the training run
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            for batch in tqdm(loader, desc=description, disable=self.disable_tqdm, leave=False):
+                yield encode(self.model, batch)
+        finally:
+            self.model.train(training)
+
+
+def encode_batch(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+    """Token features of both sides of a batch; None for a side the batch has no inputs of."""
+    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
+    return (
+        model.encode_images(**image) if image else None,
+        model.encode_texts(**text) if text else None,
+    )
+
+
+def own_columns(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+    """Token features in the columns the encoder has by itself, whatever columns are weighed."""
+    images, texts = encode_batch(model, batch)
+    prototypes = model.prototypes
+    return (
+        None if images is None else prototypes.to_own_columns(images, "image"),
+        None if texts is None else prototypes.to_own_columns(texts, "text"),
+    )
+
+
+def tower_states(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+    """Outputs of both towers before the projections; None for a side without inputs."""
+    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
+    return (
+        encoder_tokens.image_hidden_states(model.encoder, **image) if image else None,
+        encoder_tokens.text_hidden_states(model.encoder, **text) if text else None,
+    )
+
+
+def _inputs(
+    model: PicoModel, batch: Mapping[str, Any], names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    return {name: batch[name].to(model.device) for name in names if name in batch}
+
+
+def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
+    """What the images and captions of a split vary in and share, in the encoder's own columns."""
+    images = encoder.batches(split.images(), "Moments of images", own_columns)
+    captions = encoder.batches(split.captions(), "Moments of captions", own_columns)
+    return PairMoments(
+        SideMoments.of(image for image, _ in images),
+        SideMoments.of(text for _, text in captions),
+        split.text_to_image,
+    )
+
+
+def evaluate_form(model: PicoModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
+    """Metrics of a split with scores vᵀBt in place of weighted columns.
+
+    Args:
+        model: Scores.
+        split: In the encoder's own columns, see [`own_columns`].
+        form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
+    """
+    words = split.texts.features @ form.t().to(split.texts.features)
+    uniform = torch.ones(len(form), device=words.device)
+    met = replace(split, texts=TokenFeatures(words, split.texts.mask))
+    return evaluate_retrieval(model, met, uniform)
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: PicoModel, split: EncodedSplit, column_weights: Tensor | None = None
+) -> dict[str, float]:
+    """Ranks all captions for every image and all images for every caption.
+
+    Args:
+        model: Gives the column weights, unless others are tried.
+        split: From [`SplitEncoder.split`].
+        column_weights: (D,) weights to try instead of the model's own.
+
+    Returns:
+        R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
+        mean over galleries.
+    """
+    per_gallery = []
+    for gallery in split.gallery.unique():
+        rows = split.gallery == gallery
+        columns = rows[split.text_to_image]
+        row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
+        scores = model.score(split.images[rows], split.texts[columns], column_weights)
+        per_gallery.append(retrieval_metrics(scores, row_of[split.text_to_image[columns]]))
+    return {
+        name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
+        for name in per_gallery[0]
+    }

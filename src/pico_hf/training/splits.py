@@ -1,0 +1,54 @@
+"""The splits of a run: what is taken for one, what is refused, and how much of one trials rank."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.training_args import PicoTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+MIN_DEV_IMAGES = 10
+TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
+
+
+def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
+    """Rows with image and caption columns as a retrieval split; one that is stays as it is."""
+    return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
+
+
+def trial_part(split: ImageTextDataset) -> ImageTextDataset:
+    """What of a split every candidate ranks once: so much that it has `TRIAL_PAIRS` at most."""
+    images = split.gallery.bincount()
+    captions = split.gallery[split.text_to_image].bincount()
+    pairs = int(images @ captions)  # each gallery is ranked by itself
+    return split.sample(int(len(split) * math.sqrt(TRIAL_PAIRS / pairs)))
+
+
+def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
+    """Refuses a split that cannot tell better from worse, warns of one that hardly can."""
+    if len(split) < MIN_DEV_IMAGES:
+        raise ValueError(
+            f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "
+            "fewer, R@10 is 100 % by chance and feedback is noise."
+        )
+    typical = int(split.gallery.bincount().median())
+    if typical < MIN_DEV_IMAGES:
+        logger.warning(
+            "Half of the galleries of `eval_dataset` have no more than %d images: in them R@10 is "
+            "100 %% by chance, and feedback is noise. Rank more images together.",
+            typical,
+        )
+    return split
+
+
+def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
+    """Refuses a split that gives no batch."""
+    if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
+        raise ValueError(
+            f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
+            f"images, got {len(split)}. Lower `per_device_train_batch_size`."
+        )
