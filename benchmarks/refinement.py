@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from measurement import ratio, tokens
+from pico_hf.core.construction import propose_style, refine_style
 from pico_hf.core.losses import LOSSES
+from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.hub.prototype_files import PicoPrototypes
 
 WORDS, IMAGE_WIDTH, TEXT_WIDTH = 32, 1280, 384  # EfficientNet-Lite0 and MiniLM
 
@@ -51,11 +52,11 @@ class Parts:
             tokens(args.batch, WORDS, TEXT_WIDTH, seed=1, captions=True),
         )
         self.weights = column_weights(torch.linspace(0.1, 0.9, args.columns))
-        self.prototypes = PicoPrototypes(args.columns, args.prototypes, args.probe)
+        self.prototypes = StylePrototypes(args.columns, args.prototypes, args.probe)
         self.pairs = self.encode()
         batches = [self.statistics() for _ in range(args.probe // args.batch)]
         self.probe = _with_noise(ColumnStatistics.concatenate(batches))
-        self.prototypes.refine(self.probe)
+        refine_style(self.prototypes, self.probe)
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -71,11 +72,11 @@ class Parts:
         return column_statistics(*self.pairs)
 
     def first_clustering(self) -> object:
-        fresh = PicoPrototypes(self.args.columns, self.args.prototypes, self.args.probe)
-        return fresh.propose(self.probe)
+        fresh = StylePrototypes(self.args.columns, self.args.prototypes, self.args.probe)
+        return propose_style(fresh, self.probe)
 
     def clustering(self) -> object:
-        return self.prototypes.propose(self.probe)
+        return propose_style(self.prototypes, self.probe)
 
 
 def _with_noise(statistics: ColumnStatistics) -> ColumnStatistics:

@@ -42,7 +42,6 @@ from pico_hf import (
 )
 from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.cards.publishing import run_facts
-from pico_hf.core.construction import CANONICAL
 from pico_hf.data.loading import load_image_text
 from pico_hf.hub.adapter_files import import_peft
 
@@ -66,9 +65,8 @@ class ModelArguments:
     probe_size: int = field(default=1024, metadata={"help": "Pairs that define the prototypes, R."})
     estimator: str | None = field(
         default=None,
-        metadata={"help": "canonical, paper or pseudo; default: as the model has it."},
+        metadata={"help": "canonical or paper; default: as the model has it."},
     )
-    fusion: str = field(default="normalised_gain", metadata={"help": "How iterations are fused."})
     column_dropout: float = field(
         default=0.0, metadata={"help": "Share of the image tower's columns left out in training."}
     )
@@ -140,7 +138,7 @@ def main() -> None:
     dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
     data = {"train_dataset": train, "eval_dataset": dev}
     model, processor = load_model(model_args)
-    aligns = model.config.estimator == CANONICAL and args.refine_prototypes
+    aligns = model.prototypes.canonical and args.refine_prototypes
     twin = data_args.compare_base and aligns
     if model_args.use_lora:
         model = adapt(model, model_args)
@@ -173,7 +171,7 @@ def main() -> None:
             trainer.push_to_hub()
     if results:
         print(f"\n{comparison_table(results)}\n")
-    print(f"Model, prototypes, page and plots: {args.output_dir}")
+    print(f"Model, prototypes, model card and plots: {args.output_dir}")
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, PicoTrainingArguments]:
@@ -198,7 +196,6 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
         "num_prototypes": args.num_prototypes,
         "probe_size": args.probe_size,
         "column_dropout": args.column_dropout,
-        "fusion": args.fusion,
         "loss": args.loss,
     }
     if args.estimator:
@@ -290,7 +287,7 @@ def add_results(
 def facts(
     trainer: PicoTrainer, results: Any, model_args: ModelArguments, data_args: DataArguments
 ) -> ModelFacts:
-    """What the model page tells about this run."""
+    """What the model card tells about this run."""
     model = trainer.pico_model
     known = run_facts(model, trainer.args, trainer.state, Path(trainer.args.output_dir).name)
     arguments = {name: value for name, value in known.arguments.items() if name != "step"}

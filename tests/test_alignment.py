@@ -3,17 +3,19 @@
 import pytest
 import torch
 
+from comparisons import FUSION_RULES
 from pico_hf import PicoConfig
 from pico_hf.core.canonical import CANDIDATES, bilinear_form
-from pico_hf.core.construction import AlignedPrototypes, fuse_forms
+from pico_hf.core.construction import align_columns, fuse_forms, refine_style
+from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import column_statistics
 from pico_hf.core.token_features import TokenFeatures
 from test_canonical import random_moments, random_tokens
 from tiny import tiny_inputs, tiny_refined
 
 
-def prototypes(**knobs) -> AlignedPrototypes:
-    return AlignedPrototypes(4, 2, 3, **{"estimator": "canonical", **knobs})
+def prototypes(canonical: bool = True) -> StylePrototypes:
+    return StylePrototypes(4, 2, 3, canonical=canonical)
 
 
 def test_canonical_is_what_a_model_has_unless_told_otherwise():
@@ -32,8 +34,10 @@ def test_a_form_that_brought_more_weighs_more_whatever_the_order():
 
 def test_the_last_form_alone_counts_for_the_rule_last():
     forms = [torch.full((1, 1), float(n)).double() for n in (10, 100)]
-    assert fuse_forms(forms, [0.0, 0.0], "last")[0].item() == 100
-    assert fuse_forms(forms, [0.0, 0.0], "uniform")[0].item() == pytest.approx(111 / 3)
+    assert fuse_forms(forms, [0.0, 0.0], FUSION_RULES["last"])[0].item() == 100
+    assert fuse_forms(forms, [0.0, 0.0], FUSION_RULES["uniform"])[0].item() == pytest.approx(
+        111 / 3
+    )
 
 
 def test_before_the_alignment_tokens_are_the_encoders_own_bit_for_bit():
@@ -45,7 +49,7 @@ def test_before_the_alignment_tokens_are_the_encoders_own_bit_for_bit():
 
 def test_without_a_trial_all_candidates_count_alike():
     module, moments = prototypes(), random_moments()
-    reports = module.align(moments)
+    reports = align_columns(module, moments)
     assert [report.gain for report in reports] == [0.0] * len(CANDIDATES)
     own = torch.eye(4, dtype=torch.float64)
     mean = torch.stack([own, *(bilinear_form(moments, c) for c in CANDIDATES)]).mean(dim=0)
@@ -60,7 +64,7 @@ def test_every_candidate_is_tried_against_the_encoders_own_columns():
         tried.append(form)
         return 100.0 + len(tried)
 
-    reports = prototypes().align(random_moments(), trial, CANDIDATES[:3])
+    reports = align_columns(prototypes(), random_moments(), trial, CANDIDATES[:3])
     assert torch.equal(tried[0], torch.eye(4, dtype=torch.float64))
     assert [report.gain for report in reports] == [1.0, 2.0, 3.0]
     assert [report.iteration for report in reports] == [1, 2, 3]
@@ -69,9 +73,11 @@ def test_every_candidate_is_tried_against_the_encoders_own_columns():
 
 def test_columns_that_score_less_than_the_encoders_own_are_not_taken(caplog):
     module = prototypes()
-    reports = module.align(random_moments(), lambda form: -float((form - torch.eye(4)).norm()))
+    reports = align_columns(
+        module, random_moments(), lambda form: -float((form - torch.eye(4)).norm())
+    )
     assert {report.fused_weight for report in reports} == {0.0}
-    assert "less than the encoder's own on the dev split" in caplog.text
+    assert "less than the encoder columns on the dev split" in caplog.text
     assert module.semantic_probability.tolist() == [1.0] * 4
     tokens = random_tokens(0)
     one, other = (module.to_columns(tokens, side).features for side in ("image", "text"))
@@ -80,19 +86,19 @@ def test_columns_that_score_less_than_the_encoders_own_are_not_taken(caplog):
 
 def test_the_way_to_canonical_columns_and_back_ends_where_it_began():
     module, tokens = prototypes(), random_tokens(0)
-    module.align(random_moments())
+    align_columns(module, random_moments())
     there = module.to_columns(tokens, "image")
     assert not torch.allclose(there.features, tokens.features, atol=1e-2)
-    back = module.to_own_columns(there, "image").features
+    back = module.to_encoder_columns(there, "image").features
     torch.testing.assert_close(back, tokens.features, atol=1e-5, rtol=1e-5)
 
 
 def test_a_trial_that_fails_changes_nothing():
     module = prototypes()
-    module.align(random_moments())
+    align_columns(module, random_moments())
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(RuntimeError, match="power cut"):
-        module.align(random_moments(captions=3), _power_cut)
+        align_columns(module, random_moments(captions=3), _power_cut)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -103,7 +109,7 @@ def _power_cut(form):
 
 def test_restart_goes_back_to_the_encoders_own_columns():
     module = prototypes()
-    module.align(random_moments())
+    align_columns(module, random_moments())
     module.restart(5)
     assert torch.equal(module.image_basis, torch.eye(4))
     assert module.semantic_probability.tolist() == [1.0] * 4
@@ -112,7 +118,7 @@ def test_restart_goes_back_to_the_encoders_own_columns():
 
 def test_loaded_columns_are_used_at_once():
     aligned, fresh, tokens = prototypes(), prototypes(), random_tokens(0)
-    aligned.align(random_moments())
+    align_columns(aligned, random_moments())
     fresh.to_columns(tokens, "image")
     fresh.load_state_dict(aligned.state_dict())
     one, other = (module.to_columns(tokens, "image").features for module in (fresh, aligned))
@@ -124,7 +130,7 @@ def test_loaded_columns_are_used_at_once():
 @torch.no_grad()
 def test_mixed_precision_rounds_no_rotated_token():
     module, tokens = prototypes(), random_tokens(0)
-    module.align(random_moments())
+    align_columns(module, random_moments())
     exact = module.to_columns(tokens, "image").features
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = module.to_columns(tokens, "image").features
@@ -140,7 +146,7 @@ def test_a_model_scores_what_its_bilinear_form_scores():
     texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
     module = model.prototypes
     form = module.image_basis @ model.column_weights.diag() @ module.text_basis.t()
-    own = module.to_own_columns(images, "image"), module.to_own_columns(texts, "text")
+    own = module.to_encoder_columns(images, "image"), module.to_encoder_columns(texts, "text")
     met = TokenFeatures(own[1].features @ form.t(), own[1].mask)
     expected = model.score(own[0], met, torch.ones(len(form)))
     torch.testing.assert_close(model.score(images, texts), expected, atol=1e-5, rtol=1e-5)
@@ -149,16 +155,18 @@ def test_a_model_scores_what_its_bilinear_form_scores():
 
 def test_style_prototypes_are_not_refined_on_canonical_columns_nor_the_other_way_round():
     with pytest.raises(ValueError, match="has no style prototypes to refine"):
-        prototypes().refine(column_statistics(random_tokens(0), random_tokens(1)))
-    with pytest.raises(ValueError, match=r'`align` needs `estimator="canonical"`, got \'paper\''):
-        prototypes(estimator="paper").align(random_moments())
+        refine_style(prototypes(), column_statistics(random_tokens(0), random_tokens(1)))
+    with pytest.raises(
+        ValueError, match=r'`align_columns` needs `estimator="canonical"`, got "paper"'
+    ):
+        align_columns(prototypes(canonical=False), random_moments())
 
 
 def test_moments_of_another_width_are_refused():
     with pytest.raises(ValueError, match="`moments` must have the encoder's 4 columns, got 6"):
-        prototypes().align(random_moments(columns=6))
+        align_columns(prototypes(), random_moments(columns=6))
 
 
 def test_no_candidates_are_refused():
     with pytest.raises(ValueError, match="`candidates` must hold at least one"):
-        prototypes().align(random_moments(), candidates=[])
+        align_columns(prototypes(), random_moments(), candidates=[])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pico_hf import PicoModel
-from pico_hf.core.calibration import ColumnMoments, StyleCalibration
+from pico_hf.core.calibration import StyleCalibration
+from pico_hf.core.moments import TokenMoments
 from pico_hf.core.token_features import TokenFeatures
 from tiny import tiny_encoder, tiny_inputs
 
@@ -21,35 +22,35 @@ def test_moments_are_those_of_the_real_tokens_however_they_are_batched():
     tokens = random_tokens(0)
     real = tokens.features[tokens.mask]
     for batches in ([tokens], [tokens[:2], tokens[2:]]):
-        moments = ColumnMoments.of(batches)
-        torch.testing.assert_close(moments.mean, real.mean(dim=0))
-        torch.testing.assert_close(moments.std, real.std(dim=0, correction=0))
+        moments = TokenMoments.of(batches, diagonal=True)
+        torch.testing.assert_close(moments.mean.float(), real.mean(dim=0))
+        torch.testing.assert_close(moments.std.float(), real.std(dim=0, correction=0))
 
 
 def test_a_calibrated_gallery_has_the_moments_of_the_reference():
     gallery, reference = random_tokens(0, shift=3.0, scale=0.5), random_tokens(1)
-    moments = [ColumnMoments.of([tokens]) for tokens in (gallery, reference)]
-    after = ColumnMoments.of([StyleCalibration(*moments)(gallery)])
+    moments = [TokenMoments.of([tokens], diagonal=True) for tokens in (gallery, reference)]
+    after = TokenMoments.of([StyleCalibration(*moments)(gallery)], diagonal=True)
     torch.testing.assert_close(after.mean, moments[1].mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(after.std, moments[1].std, atol=1e-5, rtol=1e-4)
 
 
 def test_the_reference_itself_stays_as_it_is():
     tokens = random_tokens(0)
-    moments = ColumnMoments.of([tokens])
+    moments = TokenMoments.of([tokens], diagonal=True)
     torch.testing.assert_close(StyleCalibration(moments, moments)(tokens).features, tokens.features)
 
 
 def test_a_column_that_is_constant_in_the_gallery_stays_finite():
     gallery = random_tokens(0)
     gallery.features[..., 2] = 1.0
-    moments = [ColumnMoments.of([tokens]) for tokens in (gallery, random_tokens(1))]
+    moments = [TokenMoments.of([tokens], diagonal=True) for tokens in (gallery, random_tokens(1))]
     assert StyleCalibration(*moments)(gallery).features.isfinite().all()
 
 
 def test_no_tokens_are_refused():
     with pytest.raises(ValueError, match="`batches` must hold at least one real token"):
-        ColumnMoments.of([])
+        TokenMoments.of([], diagonal=True)
 
 
 @pytest.fixture
@@ -104,5 +105,5 @@ def test_texts_and_saved_files_know_nothing_of_it(model, pictures, tmp_path):
 
 
 def test_a_gallery_without_reference_is_refused(model, pictures):
-    with pytest.raises(ValueError, match="`reference` must be batches of pictures"):
+    with pytest.raises(ValueError, match="`reference` must be batches of images"):
         model.calibrate([pictures])

@@ -1,5 +1,7 @@
 """Canonical columns: moments against loops, planted style, and what a rotation must not change."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,10 +9,10 @@ from pico_hf.core.canonical import (
     CANDIDATES,
     Candidate,
     PairMoments,
-    SideMoments,
     bilinear_form,
     canonical_columns,
 )
+from pico_hf.core.moments import TokenMoments
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
 
@@ -26,30 +28,30 @@ def random_tokens(seed, items=6, tokens=5, columns=4):
 def random_moments(images=6, captions=2, columns=4) -> PairMoments:
     sides = random_tokens(0, images, 5, columns), random_tokens(1, images * captions, 3, columns)
     owner = torch.arange(images).repeat_interleave(captions)
-    return PairMoments(*(SideMoments.of([side]) for side in sides), owner)
+    return PairMoments(*(TokenMoments.of([side]) for side in sides), owner)
 
 
 @pytest.mark.parametrize("cut", [6, 2])
 def test_moments_are_those_of_the_real_tokens_however_they_are_batched(cut):
     tokens = random_tokens(0)
     batches = [tokens[:cut], tokens[cut:]] if cut < 6 else [tokens]
-    moments = SideMoments.of(batches)
+    moments = TokenMoments.of(batches)
     real = [tokens.features[n][tokens.mask[n]].double() for n in range(6)]
-    torch.testing.assert_close(moments.means, torch.stack([item.mean(dim=0) for item in real]))
+    torch.testing.assert_close(moments.items, torch.stack([item.mean(dim=0) for item in real]))
     torch.testing.assert_close(moments.scatter, torch.cat(real).t().cov(correction=0))
 
 
 def test_what_is_in_the_padding_counts_for_nothing():
     tokens = random_tokens(0)
     dirty = TokenFeatures(tokens.features.masked_fill(~tokens.mask.unsqueeze(-1), 99), tokens.mask)
-    one, other = SideMoments.of([tokens]), SideMoments.of([dirty])
-    assert torch.equal(one.means, other.means)
+    one, other = TokenMoments.of([tokens]), TokenMoments.of([dirty])
+    assert torch.equal(one.items, other.items)
     assert torch.equal(one.scatter, other.scatter)
 
 
 def test_shared_is_the_agreement_of_matched_pairs_less_that_of_all_pairs():
     moments = random_moments()
-    images, texts = moments.images.means, moments.texts.means
+    images, texts = moments.images.items, moments.texts.items
     matched = torch.zeros(4, 4, dtype=torch.float64)
     every = torch.zeros(4, 4, dtype=torch.float64)
     for text, image in enumerate(moments.text_to_image.tolist()):
@@ -66,7 +68,7 @@ def planted(pairs: int = 400) -> PairMoments:
     style = [scale * torch.randn(pairs, 1, generator=generator) for scale in (5.0, 0.5)]
     one = torch.ones(pairs, 1, dtype=torch.bool)
     sides = [TokenFeatures(torch.cat([meaning, s], dim=1).unsqueeze(1), one) for s in style]
-    return PairMoments(*(SideMoments.of([side]) for side in sides), torch.arange(pairs))
+    return PairMoments(*(TokenMoments.of([side]) for side in sides), torch.arange(pairs))
 
 
 @pytest.mark.parametrize("scatter", ["items", "tokens"])
@@ -107,28 +109,26 @@ def test_few_pairs_leave_the_encoders_own_columns_almost_as_they_are():
 
 def test_pairs_that_share_nothing_leave_the_encoders_own_columns():
     moments = random_moments()
-    constant = SideMoments(torch.ones_like(moments.texts.means), moments.texts.scatter)
+    constant = replace(moments.texts, items=torch.ones_like(moments.texts.items))
     alone = PairMoments(moments.images, constant, moments.text_to_image)
     assert torch.equal(bilinear_form(alone, CANDIDATES[0]), torch.eye(4, dtype=torch.float64))
 
 
 def test_rounding_is_not_taken_for_what_pairs_share():
     moments = random_moments()
-    alike = moments.texts.means[:1].expand_as(moments.texts.means) * (1 + 1e-15)
-    alone = PairMoments(
-        moments.images, SideMoments(alike, moments.texts.scatter), moments.text_to_image
-    )
+    alike = moments.texts.items[:1].expand_as(moments.texts.items) * (1 + 1e-15)
+    alone = PairMoments(moments.images, replace(moments.texts, items=alike), moments.text_to_image)
     for candidate in CANDIDATES:
         assert torch.equal(bilinear_form(alone, candidate), torch.eye(4, dtype=torch.float64))
 
 
 def test_no_tokens_are_refused():
     with pytest.raises(ValueError, match="`batches` must hold at least one real token, got none"):
-        SideMoments.of([])
+        TokenMoments.of([])
     tokens = random_tokens(0)
     tokens.mask[1] = False
     with pytest.raises(ValueError, match="at least one real token in every row"):
-        SideMoments.of([tokens])
+        TokenMoments.of([tokens])
 
 
 def test_an_index_of_another_length_is_refused():

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pico_hf.core.fusion import FUSION_RULES, FusionState
+from comparisons import FUSION_RULES
+from pico_hf.core.fusion import FusionState
 
 GAINS = st.lists(
     st.floats(-60, 60, allow_nan=False).map(lambda gain: round(gain, 3)),
@@ -23,7 +24,7 @@ def final_weights(rule: str, gains: list[float], temperature: float = 5.0) -> li
     weights: list[float] = []
     log_total = -math.inf
     for number, gain in enumerate(gains, start=1):
-        state = FusionState(number, gain, log_total, temperature, 0.9)
+        state = FusionState(number, gain, log_total, temperature)
         share, log_total = FUSION_RULES[rule](state)
         weights = [weight * (1 - share) for weight in weights] + [share]
     return weights

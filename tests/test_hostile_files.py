@@ -212,7 +212,7 @@ BAD_PROTOTYPES = {
     "huge": lambda f: edit_json(f / "prototypes.json", num_columns=10**15, probe_size=10**15),
     "a negative number": lambda f: edit_json(f / "prototypes.json", num_prototypes=-1),
     "a number as text": lambda f: edit_json(f / "prototypes.json", probe_size="3"),
-    "an unknown rule": lambda f: edit_json(f / "prototypes.json", fusion="exec"),
+    "an unknown estimator": lambda f: edit_json(f / "prototypes.json", estimator="exec"),
     "no fingerprint": lambda f: edit_json(f / "prototypes.json", encoder_fingerprint="x"),
 }
 

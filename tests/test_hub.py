@@ -448,7 +448,7 @@ def test_the_package_writes_its_modules_so_that_they_need_no_package(tmp_path):
     from pico_hf.hub.remote_code import write_modules
 
     first = {path.name: path.read_text() for path in write_modules(tmp_path)}
-    assert {"modeling_pico.py", "configuration_pico.py", "encoders.py"} <= first.keys()
+    assert {"modeling_pico.py", "configuration_pico.py", "encoders_tokens.py"} <= first.keys()
     assert "trainer.py" not in first
     for name, text in first.items():
         assert not re.findall(r"^\s*(?:from|import) pico_hf.*", text, re.MULTILINE), name

@@ -1,4 +1,4 @@
-"""Modules stand on floors: each imports only modules below it, lazily or for types or not at all."""
+"""Modules stand on floors: each imports only modules below it, lazily or for types or not."""
 
 import ast
 import sys
@@ -100,7 +100,9 @@ def test_the_package_has_few_floors(capsys):
 
 
 def test_rooms_have_no_code_in_their_init():
-    rooms = [path for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "evaluate_metric"]
+    rooms = [
+        path for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "evaluate_metric"
+    ]
     assert len(rooms) >= 7
     assert [path for path in rooms if path.read_text(encoding="utf-8").strip()] == []
 

@@ -244,21 +244,6 @@ def test_prototypes_of_an_adapter_fit_the_merged_model_and_not_the_base(base, tm
         PicoModel.from_pretrained(base(), prototypes=tmp_path / "adapter")
 
 
-def test_a_checkpoint_from_before_the_scale_was_a_modules_still_loads(tmp_path):
-    model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=3)
-    model.logit_scale.data.fill_(1.5)
-    model.logit_bias.data.fill_(-0.5)
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    early = {key.removeprefix("pair_logits."): value for key, value in load_file(file).items()}
-    save_file(early, file, metadata={"format": "pt"})
-    again = PicoModel.from_pretrained(tmp_path)
-    assert_same_state(state_of(model), state_of(again))
-    model.logit_scale.data.zero_()
-    assert not any(model.load_state_dict(early, strict=False))  # as a Trainer resumes
-    assert model.logit_scale.item() == 1.5
-
-
 # ---- files that cannot be right --------------------------------------------------------------
 
 

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from pico_hf.core.prototypes import ESTIMATORS, StylePrototypes, style_prototypes
+from comparisons import pseudo
+from pico_hf.core.construction import complement_of_style, propose_style, refine_style
+from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import column_statistics, standardise
+from pico_hf.core.style import style_prototypes
 from pico_hf.core.token_features import TokenFeatures
 
 
@@ -55,15 +58,15 @@ def test_before_any_refinement_every_column_is_semantic():
 def test_propose_changes_nothing():
     module = prototypes()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    module.propose(statistics())
+    propose_style(module, statistics())
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
-def test_a_refinement_gives_probabilities_that_differ_between_columns(estimator):
-    module = prototypes(estimator=estimator)
-    report = module.refine(statistics())
+@pytest.mark.parametrize("estimate", [complement_of_style, pseudo])
+def test_a_refinement_gives_probabilities_that_differ_between_columns(estimate):
+    module = prototypes()
+    report = refine_style(module, statistics(), estimate=estimate)
     assert report.iteration == int(module.iteration) == 1
     assert report.fused_weight == 1.0
     assert module.semantic_probability.min() >= 0
@@ -75,9 +78,10 @@ def test_the_gain_is_the_trial_minus_the_recorded_performance():
     module = prototypes()
     module.record(performance=200.0)
     seen = []
-    report = module.refine(statistics(), trial=lambda p: seen.append(p.clone()) or 207.5)
+    report = refine_style(module, statistics(), trial=lambda p: seen.append(p.clone()) or 207.5)
+    alone = complement_of_style(statistics(), *propose_style(prototypes(), statistics()))
     assert report.gain == 7.5
-    assert torch.equal(seen[0], prototypes().propose(statistics())[2])
+    assert torch.equal(seen[0], alone)
     assert not module.has_performance
 
 
@@ -85,7 +89,7 @@ def test_a_trial_without_a_record_is_not_run():
     def never(probability):
         raise AssertionError("the trial has nothing to be compared with")
 
-    assert prototypes().refine(statistics(), trial=never).gain == 0.0
+    assert refine_style(prototypes(), statistics(), trial=never).gain == 0.0
 
 
 def test_fused_prototypes_are_the_gain_weighted_mean_of_all_iterations():
@@ -93,8 +97,8 @@ def test_fused_prototypes_are_the_gain_weighted_mean_of_all_iterations():
     gains, proposed = [2.0, -3.0, 6.0], []
     for number, gain in enumerate(gains):
         module.record(performance=100.0)
-        proposed.append(module.propose(statistics(number))[0])
-        module.refine(statistics(number), trial=lambda p, gain=gain: 100.0 + gain)
+        proposed.append(propose_style(module, statistics(number))[0])
+        refine_style(module, statistics(number), trial=lambda p, gain=gain: 100.0 + gain)
     weights = torch.softmax(torch.tensor(gains) / 5.0, dim=0)
     expected = torch.einsum("n,nkr->kr", weights, torch.stack(proposed))
     torch.testing.assert_close(module.vision, expected, atol=1e-5, rtol=1e-4)
@@ -104,19 +108,19 @@ def test_a_refinement_resumed_from_a_saved_state_equals_the_unbroken_one():
     unbroken, saved = prototypes(), prototypes()
     for module in (unbroken, saved):
         module.record(performance=100.0)
-        module.refine(statistics(0), trial=lambda p: 103.0)
+        refine_style(module, statistics(0), trial=lambda p: 103.0)
         module.record(performance=104.0)
     resumed = prototypes()
     resumed.load_state_dict(saved.state_dict())
     for module in (unbroken, resumed):
-        module.refine(statistics(1), trial=lambda p: 101.0)
+        refine_style(module, statistics(1), trial=lambda p: 101.0)
     for name, value in unbroken.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_half_precision_never_rounds_the_statistics():
     module = prototypes()
-    module.refine(statistics())
+    refine_style(module, statistics())
     exact = module.semantic_probability.clone()
     module.to(torch.bfloat16).half()
     assert module.semantic_probability.dtype == module.vision.dtype == torch.float32
@@ -125,7 +129,7 @@ def test_half_precision_never_rounds_the_statistics():
 
 def test_restart_makes_room_for_another_probe_set_and_keeps_the_weights():
     module = prototypes()
-    module.refine(statistics())
+    refine_style(module, statistics())
     kept = module.semantic_probability.clone()
     module.restart(4)
     assert module.vision.shape == module.text.shape == (3, 4)
@@ -135,7 +139,7 @@ def test_restart_makes_room_for_another_probe_set_and_keeps_the_weights():
 
 def test_statistics_of_another_probe_set_are_refused():
     with pytest.raises(ValueError, match=r"`statistics` must hold .* = \(10, 6\), got \(10, 4\)"):
-        prototypes().refine(statistics(pairs=4))
+        refine_style(prototypes(), statistics(pairs=4))
 
 
 @pytest.mark.parametrize("number", [0, 11])

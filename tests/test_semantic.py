@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from comparisons import product
+from pico_hf.core.construction import complement_of_style
 from pico_hf.core.semantic import (
     ColumnStatistics,
     column_statistics,
     column_weights,
-    pseudo_semantic_probability,
     semantic_probability,
     standardise,
     style_score,
@@ -41,17 +42,16 @@ def texts():
 
 def of_one_pair(patches, words):
     """Statistics of one column, from its values over patches and words."""
-    return pseudo_semantic_probability(
-        *(
-            TokenFeatures(torch.tensor(values).view(1, -1, 1), torch.ones(1, len(values)).bool())
-            for values in (patches, words)
-        )
-    ).item()
+    sides = (
+        TokenFeatures(torch.tensor(values).view(1, -1, 1), torch.ones(1, len(values)).bool())
+        for values in (patches, words)
+    )
+    return column_statistics(*sides).pseudo_semantic_probability.item()
 
 
 def test_p_hat_equals_the_double_loop_exactly_zeros_included(images, texts):
     expected = pseudo_semantic_probability_loop(images, texts)
-    assert torch.equal(pseudo_semantic_probability(images, texts), expected)
+    assert torch.equal(column_statistics(images, texts).pseudo_semantic_probability, expected)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_values_of_padding_never_change_the_statistics(images, texts, noise):
         for side in (images, texts)
     ]
     expected, found = column_statistics(images, texts), column_statistics(*noisy)
-    assert torch.equal(found.matched, expected.matched)
+    assert torch.equal(found.pseudo_semantic_probability, expected.pseudo_semantic_probability)
     assert torch.equal(found.image_columns, expected.image_columns)
     assert torch.equal(found.text_columns, expected.text_columns)
 
@@ -96,7 +96,10 @@ def test_values_of_padding_never_change_the_statistics(images, texts, noise):
 def test_more_padding_never_changes_the_statistics(images, texts):
     wider = TokenFeatures.concatenate([images, ragged_tokens(1, 9, 8, seed=2)])[:6]
     padded = column_statistics(wider, texts)
-    assert torch.equal(padded.matched, column_statistics(images, texts).matched)
+    assert torch.equal(
+        padded.pseudo_semantic_probability,
+        column_statistics(images, texts).pseudo_semantic_probability,
+    )
     torch.testing.assert_close(padded.image_columns, column_means_loop(images))
 
 
@@ -106,7 +109,7 @@ def test_reordering_pairs_reorders_the_instances_and_keeps_p_hat(images, texts):
         column_statistics(images, texts),
         column_statistics(images[order], texts[order]),
     )
-    assert torch.equal(found.matched, expected.matched)
+    assert torch.equal(found.pseudo_semantic_probability, expected.pseudo_semantic_probability)
     assert torch.equal(found.image_columns, expected.image_columns[:, order])
 
 
@@ -114,7 +117,7 @@ def test_reordering_tokens_changes_nothing(images, texts):
     order = torch.tensor([3, 1, 4, 0, 2])
     shuffled = TokenFeatures(images.features[:, order], images.mask[:, order])
     expected, found = column_statistics(images, texts), column_statistics(shuffled, texts)
-    assert torch.equal(found.matched, expected.matched)
+    assert torch.equal(found.pseudo_semantic_probability, expected.pseudo_semantic_probability)
     torch.testing.assert_close(found.image_columns, expected.image_columns)
 
 
@@ -123,7 +126,7 @@ def test_batches_joined_are_the_whole_exactly(images, texts):
     joined, whole = ColumnStatistics.concatenate(parts), column_statistics(images, texts)
     assert torch.equal(joined.positive, whole.positive)
     assert joined.total == whole.total
-    assert torch.equal(joined.matched, whole.matched)
+    assert torch.equal(joined.pseudo_semantic_probability, whole.pseudo_semantic_probability)
     assert torch.equal(joined.image_columns, whole.image_columns)
     assert torch.equal(joined.text_columns, whole.text_columns)
 
@@ -132,8 +135,10 @@ def test_mismatched_pairs_give_another_p_hat():
     concept = torch.randn(40, 1, 6, generator=torch.Generator().manual_seed(3))
     one = torch.ones(40, 1, dtype=torch.bool)
     images, texts = TokenFeatures(concept, one), TokenFeatures(2 * concept, one)
-    assert pseudo_semantic_probability(images, texts).tolist() == [1.0] * 6
-    mismatched = pseudo_semantic_probability(images, texts[torch.arange(40).roll(1)])
+    assert column_statistics(images, texts).pseudo_semantic_probability.tolist() == [1.0] * 6
+    mismatched = column_statistics(
+        images, texts[torch.arange(40).roll(1)]
+    ).pseudo_semantic_probability
     assert (mismatched - 0.5).abs().max() < 0.35
 
 
@@ -146,7 +151,7 @@ def test_half_precision_features_are_counted_and_averaged_in_full(images, texts)
     half = TokenFeatures(images.features.bfloat16(), images.mask)
     wide = TokenFeatures(images.features.bfloat16().float(), images.mask)
     found, expected = column_statistics(half, texts), column_statistics(wide, texts)
-    assert torch.equal(found.matched, expected.matched)
+    assert torch.equal(found.pseudo_semantic_probability, expected.pseudo_semantic_probability)
     assert torch.equal(found.image_columns, expected.image_columns)
 
 
@@ -183,13 +188,18 @@ def test_the_product_equals_the_product_of_both_sides(spaces):
         1 - style_score(image_columns, image_prototypes),
         1 - style_score(text_columns, text_prototypes),
     ]
-    found = semantic_probability(*spaces, combine="product")
+    counts = torch.zeros(9, dtype=torch.long)
+    statistics = ColumnStatistics(image_columns, text_columns, counts, total=1)
+    found = product(statistics, image_prototypes, text_prototypes)
     torch.testing.assert_close(found, semantic[0] * semantic[1])
 
 
-@pytest.mark.parametrize("combine", ["mean", "product"])
-def test_the_semantic_probability_is_a_probability(spaces, combine):
-    found = semantic_probability(*spaces, combine=combine)
+@pytest.mark.parametrize("estimate", [complement_of_style, product])
+def test_the_semantic_probability_is_a_probability(spaces, estimate):
+    image_columns, text_columns, image_prototypes, text_prototypes = spaces
+    counts = torch.zeros(9, dtype=torch.long)
+    statistics = ColumnStatistics(image_columns, text_columns, counts, total=1)
+    found = estimate(statistics, image_prototypes, text_prototypes)
     assert found.min() >= 0
     assert found.max() <= 1
     assert found.std() > 0
@@ -221,11 +231,6 @@ def test_columns_that_are_all_alike_are_all_semantic():
 def test_columns_that_are_no_numbers_do_not_pass_for_semantic(spaces):
     spaces[0][2, 3] = float("nan")
     assert semantic_probability(*spaces).isnan().any()
-
-
-def test_an_unknown_combination_lists_those_there_are(spaces):
-    with pytest.raises(ValueError, match=r"`combine` must be one of mean, product, got 'sum'"):
-        semantic_probability(*spaces, combine="sum")
 
 
 def test_weights_have_mean_one_and_the_proportions_of_the_probability():

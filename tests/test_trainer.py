@@ -7,7 +7,9 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from pico_hf import PicoModel
+from pico_hf.core.construction import refine_style
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.training import feedback
 from pico_hf.training.evaluation import SplitEncoder, evaluate_retrieval
 from pico_hf.training.splits import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
@@ -37,18 +39,17 @@ def test_refinements_happen_between_an_evaluation_and_the_next_step(make_trainer
         assert len(history(trainer, key)) == 2
 
 
-def test_the_feedback_is_the_trial_minus_the_last_evaluation(make_trainer):
+def test_the_feedback_is_the_trial_minus_the_last_evaluation(make_trainer, monkeypatch):
     trainer = make_trainer()
     seen = []
-    refine = type(trainer.pico_model.prototypes).refine
 
-    def spy(module, statistics, trial=None):
+    def spy(module, statistics, trial, **knobs):
         recorded = float(module.performance)
-        report = refine(module, statistics, lambda p: seen.append(trial(p)) or seen[-1])
+        report = refine_style(module, statistics, lambda p: seen.append(trial(p)) or seen[-1])
         assert report.gain == pytest.approx(seen[-1] - recorded, abs=1e-4)
         return report
 
-    trainer.pico_model.prototypes.refine = spy.__get__(trainer.pico_model.prototypes)
+    monkeypatch.setattr(feedback, "refine_style", spy)
     trainer.train()
     assert len(seen) == 2
 
@@ -146,7 +147,7 @@ def test_several_dev_splits_are_told_apart_and_the_first_gives_feedback(make_tra
         "unseen": ImageTextDataset(tiny_rows(16)),
     }
     trainer.train()
-    assert trainer.feedback_metric == "eval_seen_rsum"
+    assert trainer.feedback.metric == "eval_seen_rsum"
     assert len(history(trainer, "eval_unseen_rsum")) == 3
     assert len(history(trainer, "pico_feedback")) == 2
 
@@ -248,7 +249,7 @@ def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
     trainer = make_trainer(estimator="canonical", freeze_encoder=True, alignment_images=20)
     before = trainer.evaluate()["eval_rsum"]
     encoder = {k: v.clone() for k, v in trainer.pico_model.encoder.state_dict().items()}
-    trainer.refine_prototypes()
+    trainer.construct_prototypes()
     assert trainer.evaluate()["eval_rsum"] >= before
     for name, value in trainer.pico_model.encoder.state_dict().items():
         assert torch.equal(value, encoder[name]), name
@@ -275,8 +276,8 @@ def test_galleries_too_small_to_tell_anything_are_warned_of(make_trainer, caplog
 def test_without_pairs_there_are_no_canonical_columns(make_trainer):
     trainer = make_trainer(estimator="canonical")
     trainer.train_dataset = None
-    with pytest.raises(ValueError, match="give `train_dataset`"):
-        trainer.refine_prototypes()
+    with pytest.raises(ValueError, match="Pass `train_dataset`"):
+        trainer.construct_prototypes()
 
 
 def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_trainer, caplog):
@@ -285,7 +286,7 @@ def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_traine
     trainer.train()
     assert "no `eval_dataset` to tell what canonical columns bring" in caplog.text
     assert trainer.pico_model.column_weights.tolist() == [1.0] * 16
-    trainer.refine_prototypes()  # asked for by name: every candidate counts alike
+    trainer.construct_prototypes()  # asked for by name: every candidate counts alike
     assert trainer.pico_model.column_weights.std() > 0
 
 
@@ -317,9 +318,9 @@ def test_other_callbacks_find_the_model_aligned_when_training_ends(make_trainer)
 
 def test_aligning_again_starts_from_the_encoders_own_columns(make_trainer):
     trainer = make_trainer(estimator="canonical")
-    trainer.refine_prototypes()
+    trainer.construct_prototypes()
     first = trainer.pico_model.column_weights.clone()
-    trainer.refine_prototypes()
+    trainer.construct_prototypes()
     torch.testing.assert_close(trainer.pico_model.column_weights, first, atol=1e-3, rtol=1e-3)
 
 

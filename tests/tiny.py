@@ -46,14 +46,16 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
 
 def refine(model, images, texts) -> None:
     """Gives a model the column weights of matched pairs, by whatever estimator it has."""
-    from pico_hf.core.canonical import PairMoments, SideMoments
+    from pico_hf.core.canonical import PairMoments
+    from pico_hf.core.construction import align_columns, refine_style
+    from pico_hf.core.moments import TokenMoments
     from pico_hf.core.semantic import column_statistics
 
     if model.prototypes.canonical:
-        sides = [SideMoments.of([side]) for side in (images, texts)]
-        model.prototypes.align(PairMoments(*sides, torch.arange(len(texts))))
+        sides = [TokenMoments.of([side]) for side in (images, texts)]
+        align_columns(model.prototypes, PairMoments(*sides, torch.arange(len(texts))))
     else:
-        model.prototypes.refine(column_statistics(images, texts))
+        refine_style(model.prototypes, column_statistics(images, texts))
 
 
 def tiny_inputs(batch: int = 3, words: int = 5, encoder: str = "clip") -> dict[str, torch.Tensor]:

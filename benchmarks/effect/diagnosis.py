@@ -23,14 +23,14 @@ from pico_hf.core.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.core.construction import fuse_forms
+from pico_hf.core.construction import fuse_forms, refine_style
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.training.evaluation import (
     SplitEncoder,
+    encoder_columns,
     evaluate_form,
     evaluate_retrieval,
-    own_columns,
     pair_moments,
 )
 from study import Job, StoredSplit, Study, from_command_line
@@ -38,8 +38,8 @@ from towers import processor
 
 
 def mean_patches(encoder: SplitEncoder, split: StoredSplit) -> Tensor:
-    """(images, columns) in the encoder's own columns."""
-    batches = encoder.batches(split.images(), "Means", own_columns)
+    """(images, columns) in the encoder columns."""
+    batches = encoder.batches(split.images(), "Means", encoder_columns)
     return torch.cat([image.features.mean(dim=1) for image, _ in batches])
 
 
@@ -67,14 +67,14 @@ def _codes(names: list[str]) -> Tensor:
 
 def statistics(encoder: SplitEncoder, split: StoredSplit, size: int) -> ColumnStatistics:
     """Column statistics of a probe set of `size` pairs."""
-    batches = encoder.batches(split.probe(size), "Probe", own_columns)
+    batches = encoder.batches(split.probe(size), "Probe", encoder_columns)
     return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
 
 
 def literal(probe: ColumnStatistics, prototypes: int) -> Tensor:
-    """Semantic probability of the encoder's own columns, from one iteration."""
+    """Semantic probability of the encoder columns, from one iteration."""
     module = StylePrototypes(len(probe.positive), prototypes, probe.image_columns.shape[1])
-    module.refine(probe)
+    refine_style(module, probe)
     return module.semantic_probability
 
 
@@ -85,8 +85,10 @@ def run(study: Study, job: Job) -> None:
     write = partial(study.write, job, started=started)
     model, splits = study.load(job).eval(), study.splits(job)
     encoder = SplitEncoder(model, PicoCollator(processor(job.tower)), disable_tqdm=True)
-    feedback = encoder.split(splits["feedback"], "feedback", own_columns)
-    tests = {part: encoder.split(splits[part], part, own_columns) for part in ("seen", "unseen")}
+    feedback = encoder.split(splits["feedback"], "feedback", encoder_columns)
+    tests = {
+        part: encoder.split(splits[part], part, encoder_columns) for part in ("seen", "unseen")
+    }
 
     def measure(form: Tensor) -> dict[str, dict[str, float]]:
         return {part: evaluate_form(model, split, form) for part, split in tests.items()}
@@ -119,7 +121,7 @@ def run(study: Study, job: Job) -> None:
     estimators = {
         "canonical": (basis.image_basis, basis.semantic_probability),
         "paper": (own, literal(largest, 8)),
-        "p̂": (own, largest.matched),
+        "p̂": (own, largest.pseudo_semantic_probability),
     }
     probe_columns(encoder, splits, estimators, study.config["quarter"], job.seed, write)
     write("complete")
@@ -136,7 +138,7 @@ def probe_columns(
     """What the columns with the highest, the lowest and any probability encode.
 
     Args:
-        encoder: Gives the encoder's own columns.
+        encoder: Gives the encoder columns.
         splits: Probes are fitted on `train` and read on `seen`.
         estimators: (basis, probability of its columns) by name.
         size: Columns in a set.
@@ -177,7 +179,7 @@ def run_periods(study: Study, job: Job) -> None:
         model = study.start(job, estimator="paper")
         trainer = study.trainer(job, splits, model, **every)
         trainer.train()
-        encoder = trainer._split_encoder()
+        encoder = trainer.split_encoder
         metrics = {
             part: evaluate_retrieval(model, encoder.split(splits[part]))
             for part in ("seen", "unseen")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pico_hf import PicoModel
-from pico_hf.training.evaluation import SplitEncoder, evaluate_form, own_columns
+from pico_hf.training.evaluation import SplitEncoder, encoder_columns, evaluate_form
 from study import StoredSplit
 
 REFERENCE = 1024  # pictures like those of the training, to which a gallery's statistics are brought
@@ -32,7 +32,7 @@ def calibrated_each(
     """Metrics of a split whose galleries are calibrated by themselves, without pairs or labels.
 
     Args:
-        encoder: Gives the encoder's own columns.
+        encoder: Gives the encoder columns.
         split: Of several galleries, one style each.
         reference: Of the training data.
         form: Bilinear form that scores are taken with.
@@ -42,7 +42,7 @@ def calibrated_each(
         rows = (split.gallery == gallery).nonzero().flatten().tolist()
         part = split.part(rows)
         calibrate(encoder.model, part, reference)
-        encoded = encoder.split(part, "gallery", own_columns)
+        encoded = encoder.split(part, "gallery", encoder_columns)
         every.append(evaluate_form(encoder.model, encoded, form))
     calibrate(encoder.model, None, reference)
     return {name: sum(metrics[name] for metrics in every) / len(every) for name in every[0]}

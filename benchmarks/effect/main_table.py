@@ -19,35 +19,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comparisons import (
+    FUSION_RULES,
+    MismatchedFeedback,
+    given_gains,
+    inverted,
+    permuted,
+    pseudo,
+)
 from peers import PEERS
 from pico_hf import PicoTrainer
 from pico_hf.core.canonical import CANDIDATES, bilinear_form, canonical_columns
 from pico_hf.core.construction import fuse_forms
-from pico_hf.core.fusion import FUSION_RULES
-from pico_hf.core.semantic import ColumnStatistics, column_statistics
-from pico_hf.core.token_features import TokenFeatures
 from pico_hf.training.evaluation import (
     EncodedSplit,
+    encoder_columns,
     evaluate_form,
     evaluate_retrieval,
-    own_columns,
     pair_moments,
 )
+from pico_hf.training.feedback import Feedback
 from study import Job, StoredSplit, Study, from_command_line
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
-# Literal rows: estimator, fusion, and what is done to the probability or to the statistics.
+LITERAL_PICO = "paper, normalised gain (literal PICO)"
+# Literal rows: what takes the place of the method's own estimate, fusion rule or statistics.
 LITERAL: dict[str, dict[str, Any]] = {
-    "p̂ only": {"estimator": "pseudo"},
-    "paper, normalised gain (literal PICO)": {},
-    "paper, last": {"fusion": "last"},
-    "paper, uniform mean": {"fusion": "uniform"},
-    "paper, EMA 0.9": {"fusion": "ema"},
-    "paper, gated EMA": {"fusion": "gated_ema"},
-    "paper, shuffled Δ": {"control": "shuffled"},
-    "paper, permuted w": {"control": "permuted"},
-    "paper, inverted p": {"control": "inverted"},
-    "p̂ of mismatched pairs": {"estimator": "pseudo", "control": "mismatched"},
+    "p̂ only": {"estimate": pseudo},
+    LITERAL_PICO: {},
+    "paper, last": {"fusion": FUSION_RULES["last"]},
+    "paper, uniform mean": {"fusion": FUSION_RULES["uniform"]},
+    "paper, EMA 0.9": {"fusion": FUSION_RULES["ema"]},
+    "paper, gated EMA": {"fusion": FUSION_RULES["gated_ema"]},
+    "paper, shuffled Δ": {"shuffled": True},
+    "paper, permuted w": {"permuted": True},
+    "paper, inverted p": {"estimate": inverted},
+    "p̂ of mismatched pairs": {"estimate": pseudo, "mismatched": True},
 }
 FUSION_LABELS = {"last": "last", "uniform": "uniform mean", "ema": "EMA 0.9"}
 FUSION_LABELS |= {"gated_ema": "gated EMA"}
@@ -60,33 +67,18 @@ def permutation(columns: int, seed: int) -> Tensor:
 # ---- rows that weigh columns in training ---------------------------------------------------------
 
 
-def mismatched(trainer: PicoTrainer) -> ColumnStatistics:
-    """Statistics of the probe set with every text at an image of something else."""
-    probe = trainer.train_dataset.probe(trainer.pico_model.config.probe_size)
-    batches = list(trainer._split_encoder().batches(probe, "Probe"))
-    images = TokenFeatures.concatenate([image for image, _ in batches])
-    texts = TokenFeatures.concatenate([text for _, text in batches])
-    # Half the set away: neighbouring rows may show one concept in several styles.
-    return column_statistics(images, texts[torch.arange(len(texts)).roll(len(texts) // 2)])
-
-
-def control(trainer: PicoTrainer, kind: str | None, seed: int, gains: list[float]) -> None:
-    """Changes what a control changes, in trials and in what is kept alike."""
-    prototypes = trainer.pico_model.prototypes
-    estimate = prototypes._estimate
-    order = permutation(len(prototypes.semantic_probability), seed)
-    if kind == "permuted":
-        prototypes._estimate = lambda *args: estimate(*args)[order]
-    elif kind == "inverted":
-        prototypes._estimate = lambda *args: 1.0 - estimate(*args)
-    elif kind == "mismatched":
-        trainer.probe_statistics = lambda: mismatched(trainer)
-    elif kind == "shuffled":
-        given = iter(random.Random(seed).sample(gains, len(gains)))
-        refine = prototypes.refine
-        prototypes.refine = lambda statistics, trial: refine(
-            statistics, lambda p: float(prototypes.performance) + next(given)
-        )
+def control(study: Study, job: Job, trainer: PicoTrainer, wanted: dict[str, Any]) -> None:
+    """Gives the trainer's feedback what a row wants in place of the method's own."""
+    given = {name: wanted[name] for name in ("estimate", "fusion") if name in wanted}
+    if wanted.get("permuted"):
+        columns = len(trainer.pico_model.semantic_probability)
+        given["estimate"] = permuted(permutation(columns, job.seed))
+    if wanted.get("shuffled"):
+        of = {"row": LITERAL_PICO, **vars(job)}
+        lines = (line for line in study.done() if all(line.get(k) == v for k, v in of.items()))
+        given["fusion"] = given_gains(next(lines)["gains"], job.seed)
+    kind = MismatchedFeedback if wanted.get("mismatched") else Feedback
+    trainer.feedback_class = partial(kind, **given)
 
 
 def run_literal(study: Study, job: Job, rows: list[str]) -> None:
@@ -97,19 +89,9 @@ def run_literal(study: Study, job: Job, rows: list[str]) -> None:
     splits = study.splits(job)
     for row in missing:
         started = time.time()
-        wanted = {"estimator": "paper", **LITERAL[row]}
-        kind = wanted.pop("control", None)
-        model = study.start(job, **wanted)
+        model = study.start(job, estimator="paper")
         trainer = study.trainer(job, splits, model, eval_strategy="epoch")
-        gains = []
-        if kind == "shuffled":
-            of = {"row": "paper, normalised gain (literal PICO)", **vars(job)}
-            gains = next(
-                line["gains"]
-                for line in study.done()
-                if all(line.get(k) == v for k, v in of.items())
-            )
-        control(trainer, kind, job.seed, gains)
+        control(study, job, trainer, LITERAL[row])
         trainer.train()
         log = trainer.state.log_history
         study.write(
@@ -124,7 +106,7 @@ def run_literal(study: Study, job: Job, rows: list[str]) -> None:
 
 def scores(trainer: PicoTrainer, splits: dict[str, StoredSplit]) -> dict[str, dict[str, float]]:
     """Metrics of every test split."""
-    encoder = trainer._split_encoder()
+    encoder = trainer.split_encoder
     return {
         part: evaluate_retrieval(trainer.pico_model, encoder.split(splits[part]))
         for part in tests(splits)
@@ -147,7 +129,7 @@ def canonical_forms(
     only: bool,
 ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
     """Rows of canonical columns as bilinear forms: the fusion rules, then the controls."""
-    encoder, model = trainer._split_encoder(), trainer.pico_model
+    encoder, model = trainer.split_encoder, trainer.pico_model
 
     def trial(form: Tensor) -> float:
         return evaluate_form(model, feedback, form)["rsum"]
@@ -176,7 +158,11 @@ def canonical_forms(
     yield "canonical, w = 1", weighed(torch.ones_like(basis.semantic_probability)), {}
     for rule in FUSION_RULES:
         if rule in FUSION_LABELS:
-            yield f"canonical, {FUSION_LABELS[rule]}", fuse_forms(forms, gains, rule)[0], {}
+            yield (
+                f"canonical, {FUSION_LABELS[rule]}",
+                fuse_forms(forms, gains, FUSION_RULES[rule])[0],
+                {},
+            )
     shuffled = random.Random(seed).sample(gains, len(gains))
     yield "canonical, shuffled Δ", fuse_forms(forms, shuffled)[0], {}
     wrong = moments.text_to_image.roll(len(moments.text_to_image) // 2)
@@ -194,7 +180,7 @@ def run_peers(study: Study, job: Job) -> None:
         return
     splits = study.splits(job)
     trainer = study.trainer(job, splits, study.load(job), refine_prototypes=False)
-    encoded = {part: trainer._split_encoder().split(splits[part], part) for part in tests(splits)}
+    encoded = {part: trainer.split_encoder.split(splits[part], part) for part in tests(splits)}
     for row in missing:
         started = time.time()
         if row == "pooled cosine":
@@ -215,8 +201,8 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
     splits = study.splits(job)
     trainer = study.trainer(job, splits, refine_prototypes=False)
     trainer.train()
-    model, encoder = trainer.pico_model, trainer._split_encoder()
-    encoded = {part: encoder.split(splits[part], part, own_columns) for part in tests(splits)}
+    model, encoder = trainer.pico_model, trainer.split_encoder
+    encoded = {part: encoder.split(splits[part], part, encoder_columns) for part in tests(splits)}
     write = partial(study.write, job, started=started)
 
     def measure(form: Tensor) -> dict[str, dict[str, float]]:
@@ -224,7 +210,7 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
 
     own = torch.eye(model.config.encoder_config.projection_dim, dtype=torch.float64)
     write(row=BASE, metrics=measure(own), spread=0.0)
-    feedback = encoder.split(splits["feedback"], "feedback", own_columns)
+    feedback = encoder.split(splits["feedback"], "feedback", encoder_columns)
     for row, form, more in canonical_forms(trainer, splits, feedback, job.seed, rows == "chief"):
         values = torch.linalg.svdvals(form)
         spread = float((values / values.mean()).std(correction=0))

@@ -1,7 +1,7 @@
 """Transfer: a network trained elsewhere meets new data and 16 to 1,024 pairs or pictures of it.
 
 Run: python benchmarks/effect/transfer.py  # after main_table.py, whose networks it takes; minutes
-Nothing is trained. From the pairs come canonical columns, weights of the encoder's own columns, or
+Nothing is trained. From the pairs come canonical columns, weights of the encoder columns, or
 style prototypes; from the pictures alone comes a calibration. Pairs are drawn anew for every seed
 from concepts that are in no test split.
 """
@@ -28,7 +28,7 @@ from pico_hf.core.canonical import (
 )
 from pico_hf.core.construction import fuse_forms
 from pico_hf.core.semantic import column_weights
-from pico_hf.training.evaluation import SplitEncoder, evaluate_form, own_columns, pair_moments
+from pico_hf.training.evaluation import SplitEncoder, encoder_columns, evaluate_form, pair_moments
 from study import Job, StoredSplit, Study, from_command_line, row_numbers
 from towers import processor
 
@@ -74,7 +74,7 @@ def forms(
     yield "canonical, mismatched pairs", fused(wrong)
     if halves is not None:
         most, rest = halves
-        feedback = encoder.split(rest, "feedback", own_columns)
+        feedback = encoder.split(rest, "feedback", encoder_columns)
         kept = pair_moments(encoder, most)
         tried = [bilinear_form(kept, candidate) for candidate in CANDIDATES]
 
@@ -107,7 +107,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
         metrics = {"target": evaluate_form(model, split, form)}
         study.write(job, row, started, metrics=metrics, pairs=pairs, **key)
 
-    plain = encoder.split(test, "test", own_columns)
+    plain = encoder.split(test, "test", encoder_columns)
     write("as it is", 0, own, plain)
     metrics = {"target": calibrated_each(encoder, test, source, own)}
     study.write(job, EACH, started, metrics=metrics, pairs=0, **key)
@@ -122,7 +122,7 @@ def run(study: Study, move: dict[str, str], seed: int) -> None:
         for row, form in forms(encoder, pairs, halves if count >= LEAST_FEEDBACK else None, seed):
             write(row, count, form, plain)
         calibrate(model, pairs, source)
-        moved = encoder.split(test, "test", own_columns)
+        moved = encoder.split(test, "test", encoder_columns)
         write("calibrated on all styles at once", count, own, moved)
         write("calibrated, then canonical", count, fused(pair_moments(encoder, pairs)), moved)
         calibrate(model, None, source)

@@ -15,7 +15,8 @@ from pico_hf.configuration_pico import PicoConfig
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.table import register_encoder
 from pico_hf.hub.prototype_files import PicoPrototypes
-from pico_hf.modeling_pico import PicoModel, PicoOutput
+from pico_hf.modeling_outputs import PicoOutput
+from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
     from pico_hf.data.collator import PicoCollator

@@ -10,30 +10,11 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pico_hf.core.construction import ALL_ESTIMATORS
-from pico_hf.core.fusion import FUSION_RULES
 from pico_hf.core.losses import LOSSES
-from pico_hf.core.semantic import COMBINATIONS
 
-# What `save_pretrained`, the Auto classes, the Hub and the Trainer (the tokenizer's special tokens,
-# `use_cache`) add to a config.json besides our own fields.
-_BASE_KEYS = {
-    "_commit_hash",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "bos_token_id",
-    "eos_token_id",
-    "experts_implementation",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_weights",
-    "use_cache",
-}
+ESTIMATORS = ("canonical", "paper")
+# Fields that belong to prototypes: files of prototypes alone have them under the same names.
+PROTOTYPE_FIELDS = ("num_prototypes", "probe_size", "estimator", "feedback_temperature")
 
 
 class PicoConfig(PreTrainedConfig):
@@ -48,27 +29,21 @@ class PicoConfig(PreTrainedConfig):
             prototypes, at least 2.
         estimator: How the semantic probability is estimated: `"canonical"` (of columns that both
             modalities share, see `pico_hf.core.canonical`; what helps most in RESULTS.md), or of
-            the encoder's own columns `"paper"` (style prototypes) or `"pseudo"` (p̂ itself).
-        combination: How the two modalities' style scores become one probability: `"mean"` or
-            `"product"`.
-        fusion: How prototypes of successive iterations are fused, a key of
-            `pico_hf.core.fusion.FUSION_RULES`.
-        feedback_temperature: τ of the normalised gain, 1/κ of the gated EMA, in rSum points, > 0.
-        fusion_momentum: Share of the old prototypes kept by `fusion="ema"`, in [0, 1), and
-            1 - α_max of `fusion="gated_ema"`.
+            the encoder columns `"paper"` (style prototypes).
+        feedback_temperature: τ of the normalised gain, in rSum points, > 0.
         fallback_widths: Widths of image hidden states, text hidden states and common space, if
             the model learns projections for an architecture without token features of its own.
             `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
         loss: Training loss, a key of `pico_hf.core.losses.LOSSES`.
         margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
-        column_dropout: Share of columns of the image tower's output that are left out of a
-            picture in training, in all its patches at once, in [0, 1): projections then lean on no
+        column_dropout: Share of columns of the image tower's output that are left out of an
+            image in training, in all its patches at once, in [0, 1): projections then lean on no
             column alone, whether it carries semantics or style.
         kwargs: What every `PreTrainedConfig` takes.
 
     Raises:
-        ValueError: If a value is out of its range, or if a key is unknown (the nearest valid
-            name is suggested).
+        ValueError: If a value is out of its range, or if a key is nearly one of these names. Other
+            keys pass, since transformers and other tools add theirs to a config.json.
 
     Example:
         >>> PicoConfig(num_prototypes=4).num_prototypes
@@ -83,18 +58,15 @@ class PicoConfig(PreTrainedConfig):
     num_prototypes: int = 8
     probe_size: int = 1024
     estimator: str = "canonical"
-    combination: str = "mean"
-    fusion: str = "normalised_gain"
     feedback_temperature: float = 5.0
-    fusion_momentum: float = 0.9
     loss: str = "hinge"
     margin: float = 0.2
     column_dropout: float = 0.0
     fallback_widths: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Refuses unknown keys and values out of range, then builds the encoder's config."""
-        _refuse_unknown_keys(kwargs, known=[field.name for field in fields(self)])
+        """Refuses misspelt keys and values out of range, then builds the encoder's config."""
+        _refuse_misspellings(kwargs, own_fields())
         self.validate_ranges()
         self.encoder_config = _encoder_config(self.encoder_config)
         super().__post_init__(**kwargs)
@@ -107,18 +79,37 @@ class PicoConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
-        for name in ("fusion_momentum", "column_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
+        if not 0 <= self.column_dropout < 1:
+            raise ValueError(f"`column_dropout` must be in [0, 1), got {self.column_dropout!r}.")
         if self.fallback_widths is not None and len(self.fallback_widths) != 3:
             raise ValueError(
                 "`fallback_widths` must be three widths (image, text, common space), got "
                 f"{self.fallback_widths!r}."
             )
-        _one_of("estimator", self.estimator, ALL_ESTIMATORS)
-        _one_of("combination", self.combination, COMBINATIONS)
-        _one_of("fusion", self.fusion, FUSION_RULES)
+        _one_of("estimator", self.estimator, ESTIMATORS)
         _one_of("loss", self.loss, LOSSES)
+
+
+def own_fields() -> list[str]:
+    """Names of the fields that PicoConfig adds to those of every configuration."""
+    common = {field.name for field in fields(PreTrainedConfig)}
+    return [field.name for field in fields(PicoConfig) if field.name not in common]
+
+
+def split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separates fields of [`PicoConfig`] from loading options.
+
+    Args:
+        kwargs: Both, mixed.
+
+    Returns:
+        (fields of PicoConfig and `fallback_projection`, the rest).
+    """
+    own = {*own_fields(), "fallback_projection"} - {"encoder_config", "fallback_widths"}
+    # A key that is nearly one of ours goes to PicoConfig, which says what it should have been.
+    ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
+    pico = {key: value for key, value in kwargs.items() if key in ours}
+    return pico, {key: value for key, value in kwargs.items() if key not in ours}
 
 
 def _encoder_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
@@ -132,11 +123,11 @@ def _encoder_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **values)
 
 
-def _refuse_unknown_keys(kwargs: dict[str, Any], known: list[str]) -> None:
-    for key in kwargs.keys() - _BASE_KEYS:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else f" Known keys: {', '.join(known)}."
-        raise ValueError(f"`{key}` is not a key of PicoConfig.{hint}")
+def _refuse_misspellings(kwargs: Collection[str], known: list[str]) -> None:
+    """Raises ValueError for a key that is nearly one of ours; other tools' keys pass."""
+    for key in kwargs:
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            raise ValueError(f"`{key}` is not a key of PicoConfig. Did you mean `{near[0]}`?")
 
 
 def _at_least(name: str, value: int, low: int) -> None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.check import dummy_batch
-from pico_hf.hub.adapter_files import CARRIED, import_peft, save_companions
+from pico_hf.hub.adapter_files import CARRIED, import_peft
 from pico_hf.hub.adapter_loading import load_adapter
+from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:

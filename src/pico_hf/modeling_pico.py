@@ -1,79 +1,37 @@
-"""The model: wiring between encoder, weights, scores and loss, and the Hugging Face outputs."""
+"""The model: from pixels and words to token features, weighted scores and the loss."""
 
 from __future__ import annotations
 
-import logging
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, VisionTextDualEncoderModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.core.losses import LOSSES, PairLogits
+from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
+from pico_hf.core.calibration import StyleCalibration
+from pico_hf.core.losses import PairLogits, contrastive_loss
 from pico_hf.core.semantic import column_weights
 from pico_hf.core.similarity import similarity
-from pico_hf.core.token_features import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
 from pico_hf.encoders import tokens as encoder_tokens
-from pico_hf.encoders.check import check_encoder, fallback_widths
-from pico_hf.encoders.table import ENCODERS, architecture
+from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
+from pico_hf.encoders.inputs import image_inputs
+from pico_hf.hub import loading
+from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.prototype_files import PicoPrototypes
-from pico_hf.hub.source import check_source, split_config_kwargs
-from pico_hf.token_model import TokenModel
-
-logger = logging.getLogger(__name__)
-
-# What is in a buffer of the prototypes that a checkpoint lacks; zeros in those not named here.
-_BUFFER_INIT = {
-    "semantic_probability": init.ones_,
-    "image_basis": init.eye_,
-    "text_basis": init.eye_,
-}
+from pico_hf.modeling_outputs import PicoOutput
 
 
-@dataclass
-class PicoOutput(ModelOutput):
-    """Output of [`PicoModel`].
+class PicoPreTrainedModel(PreTrainedModel):
+    """How a [`PicoModel`] is initialised, loaded, saved and shared."""
 
-    Attributes:
-        loss: Training loss, a scalar; None unless the batch is a square of matched pairs and
-            `return_loss=True`.
-        logits_per_image: (images, texts) fp32, `exp(logit_scale)` times the score, plus the bias of
-            encoders that have one.
-        logits_per_text: (texts, images), the transpose.
-        image_features: Token features of the images.
-        text_features: Token features of the texts.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits_per_image: torch.FloatTensor | None = None
-    logits_per_text: torch.FloatTensor | None = None
-    image_features: TokenFeatures | None = None
-    text_features: TokenFeatures | None = None
-
-
-class PicoModel(TokenModel):
-    """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
-
-    The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
-    s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175). `forward` changes no state; the weights w
-    change in `prototypes.refine` alone.
-
-    Args:
-        config: The model's configuration.
-        encoder: A live dual encoder to wrap; None builds one from `config.encoder_config` with
-            random weights (what `from_pretrained` fills).
-
-    Raises:
-        ValueError: If the encoder's architecture is not supported, or if there are more prototypes
-            than columns.
-    """
-
+    config: PicoConfig
+    config_class = PicoConfig
     base_model_prefix = "pico"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
@@ -82,6 +40,95 @@ class PicoModel(TokenModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ("prototypes",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fills what a checkpoint lacks: after meta-device loading such buffers are garbage."""
+        if isinstance(module, PicoPrototypes):
+            module.init_buffers()
+        elif isinstance(module, PairLogits):
+            init.zeros_(module.logit_scale)
+            init.zeros_(module.logit_bias)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        prototypes: str | os.PathLike | PicoPrototypes | None = None,
+        base: str | os.PathLike | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> PicoModel:
+        """Loads a Pico model, or loads any other dual encoder and wraps it, or merges an adapter.
+
+        Weights are read as safetensors only, and are checked before. `pico_hf.load_adapter_model`
+        keeps an adapter apart from its base.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub repository.
+            args: See `PreTrainedModel.from_pretrained`.
+            prototypes: Prototypes saved alone for this very encoder: folder, repository or object.
+            base: What an adapter was trained on: folder, repository or model; None: what it names.
+            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
+                for another dual encoder, `fallback_projection` may be given as well.
+
+        Raises:
+            OSError: If the path holds no model that may be read.
+            ValueError: If a keyword is unknown, if a file is damaged or hostile, if another dual
+                encoder lacks its projections, or if the prototypes do not fit the encoder.
+        """
+        kwargs |= {"prototypes": prototypes, "base": base}
+        path, stock = pretrained_model_name_or_path, super().from_pretrained
+        return loading.load_model(cls, stock, path, *args, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves weights, configuration, and the prototypes once more in files of their own.
+
+        Args:
+            save_directory: Folder, created if need be.
+            push_to_hub: True uploads as well, to `repo_id` or the folder's name.
+            kwargs: See `PreTrainedModel.save_pretrained`; with `push_to_hub` also its arguments.
+        """
+        stock = super().save_pretrained
+        loading.save_model(self, stock, save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads what `save_pretrained` writes; see `PreTrainedModel.push_to_hub`."""
+        kwargs.setdefault("tags", ["pico", "image-text-retrieval", "late-interaction"])
+        with plain_errors(repo_id):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """From now on saves the package's modules with the model.
+
+        Whoever has not installed the package can then load it with `trust_remote_code=True`.
+        """
+        super().register_for_auto_class(auto_class)
+        cls.config_class.register_for_auto_class()
+
+
+class PicoModel(PicoPreTrainedModel):
+    """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
+
+    The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
+    s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175). `forward` changes no state; the weights w
+    change only when prototypes are constructed.
+
+    Args:
+        config: The model's configuration.
+        encoder: A live dual encoder; None builds one with random weights from the configuration.
+
+    Raises:
+        ValueError: If the encoder is not supported or has fewer columns than there are prototypes.
+    """
+
+    _towers_frozen = False
+    _calibration: StyleCalibration | None = None
 
     def __init__(self, config: PicoConfig, encoder: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -94,21 +141,8 @@ class PicoModel(TokenModel):
         encoder.config.architectures = [type(encoder).__name__]  # what to build when it is loaded
         config.encoder_config = encoder.config
         self.encoder = encoder
-        self.prototypes = PicoPrototypes(
-            encoder_tokens.embedding_dim(encoder),
-            config.num_prototypes,
-            config.probe_size,
-            estimator=config.estimator,
-            combination=config.combination,
-            fusion=config.fusion,
-            feedback_temperature=config.feedback_temperature,
-            fusion_momentum=config.fusion_momentum,
-        )
-        self.prototypes.place_beside(encoder)
-        self.register_load_state_dict_pre_hook(_rename_scale)  # for a Trainer that resumes
+        self.prototypes = PicoPrototypes.for_config(config, encoder)
         self.post_init()
-
-    # ---- building ------------------------------------------------------------------------
 
     @classmethod
     def from_encoder(
@@ -118,78 +152,27 @@ class PicoModel(TokenModel):
 
         Args:
             encoder: A dual encoder of a supported or registered architecture.
-            fallback_projection: True accepts an architecture that is neither: its last hidden
-                states with new projections, which have to be trained before scores mean anything.
+            fallback_projection: True accepts any architecture with token features: new projections
+                follow its last hidden states and have to be trained before scores mean anything.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
-        Returns:
-            The wrapped model with uniform column weights, in the encoder's train/eval mode.
-
         Raises:
-            ValueError: If the architecture is unknown, gives no token features, or if the token map
-                does not reproduce the encoder's own pooled features.
+            ValueError: If the architecture is unknown, or if its tokens do not reproduce the
+                encoder's own pooled features.
         """
-        if fallback_projection and architecture(encoder) not in ENCODERS:
-            config_kwargs["fallback_widths"] = fallback_widths(encoder)
-            logger.warning(
-                "%s has no row in the encoder table: its common space of %d columns is untrained. "
-                "Train it before you use its scores.",
-                type(encoder).__name__,
-                config_kwargs["fallback_widths"][-1],
-            )
-        else:
-            check_encoder(encoder)
-        model = cls(PicoConfig(encoder_config=encoder.config.to_dict(), **config_kwargs), encoder)
-        log_scale, bias = encoder_tokens.logit_scale(encoder)
-        with torch.no_grad():
-            model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
-            model.logit_bias.fill_(bias or 0.0)
-        model.name_or_path = encoder.name_or_path  # what an adapter says it was trained on
-        model.to(dtype=encoder.dtype, device=encoder.device)
-        return model.train(encoder.training)
+        return loading.wrap_encoder(cls, encoder, fallback_projection, config_kwargs)
 
     @classmethod
     def from_vision_text_pretrained(
         cls, vision: str | os.PathLike, text: str | os.PathLike, **kwargs: Any
     ) -> PicoModel:
-        """Joins a vision and a text tower with new projections and wraps the pair.
+        """Joins two towers, paths or repositories, with new projections and wraps the pair.
 
-        Args:
-            vision: Path or repository of the vision tower.
-            text: Path or repository of the text tower.
-            kwargs: Fields of [`PicoConfig`]; the rest goes to
-                `VisionTextDualEncoderModel.from_vision_text_pretrained`.
-
-        Returns:
-            The wrapped model. Its projections are untrained.
-
-        Raises:
-            OSError: If a path holds no tower that may be read.
-            ValueError: If a file is damaged or hostile.
+        `kwargs` are fields of [`PicoConfig`] and what
+        `VisionTextDualEncoderModel.from_vision_text_pretrained` takes.
         """
         pico, rest = split_config_kwargs(kwargs)
-        for side, path in (("vision", vision), ("text", text)):
-            own = {k.removeprefix(f"{side}_"): v for k, v in rest.items() if k.startswith(side)}
-            check_source(path, own)
-            rest[f"{side}_use_safetensors"] = True
-        pair = VisionTextDualEncoderModel.from_vision_text_pretrained(
-            os.fspath(vision), os.fspath(text), **rest
-        )
-        return cls.from_encoder(pair, **pico)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Fills what a checkpoint lacks: after meta-device loading such buffers are garbage."""
-        if isinstance(module, PicoPrototypes):
-            for name, buffer in module.named_buffers(recurse=False):
-                _BUFFER_INIT.get(name, init.zeros_)(buffer)
-        elif isinstance(module, PairLogits):
-            init.zeros_(module.logit_scale)
-            init.zeros_(module.logit_bias)
-        else:
-            super()._init_weights(module)
-
-    # ---- weights -------------------------------------------------------------------------
+        return cls.from_encoder(loading.join_towers(vision, text, rest), **pico)
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -198,7 +181,7 @@ class PicoModel(TokenModel):
 
     @property
     def logit_bias(self) -> nn.Parameter:
-        """What is added to them then."""
+        """What is added to the scaled scores."""
         return self.pair_logits.logit_bias
 
     @property
@@ -212,19 +195,92 @@ class PicoModel(TokenModel):
         return column_weights(self.semantic_probability)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The words' embeddings; loaders of peft compare their number with the tokenizer's."""
+        """The word embeddings; loaders of peft compare their number with the tokenizer's."""
         return encoder_tokens.word_embeddings(self.encoder)
 
     def restart_prototypes(self, probe_size: int) -> None:
-        """Forgets prototypes and feedback and makes room for a probe set of another size.
-
-        Args:
-            probe_size: R, matched pairs in the new probe set.
-        """
+        """Forgets prototypes and feedback, and makes room for a probe set of `probe_size` pairs."""
         self.config.probe_size = probe_size
         self.prototypes.restart(probe_size)
 
-    # ---- scores, loss ----------------------------------------------------------------------
+    def adopt_prototypes(self, prototypes: PicoPrototypes) -> None:
+        """Takes prototypes that were saved alone; ValueError if they are another encoder's."""
+        loading.adopt_prototypes(self, prototypes)
+
+    def encode_images(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        image_hidden_states: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        **inputs: Any,
+    ) -> TokenFeatures:
+        """Images to unit-length patch features.
+
+        Args:
+            pixel_values: What the processor gives.
+            image_hidden_states: Instead: (images, patches, hidden) tower outputs computed before.
+            patch_mask: (images, patches) True = real patch of those; None = all.
+            inputs: What else the tower takes, such as NaFlex's `pixel_attention_mask` and
+                `spatial_shapes`; None is left out.
+
+        Returns:
+            Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
+        """
+        hidden = encoder_tokens.image_hidden_states(
+            self.encoder,
+            pixel_values=pixel_values,
+            image_hidden_states=image_hidden_states,
+            patch_mask=patch_mask,
+            **inputs,
+        )
+        if self._calibration is not None:
+            hidden = self._calibration(hidden)
+        if self.training and self.config.column_dropout > 0:
+            hidden = drop_columns(hidden, self.config.column_dropout)
+        projected = encoder_tokens.project_image_tokens(self.encoder, hidden.features)
+        return self.prototypes.to_columns(unit_length(projected, hidden.mask, "image"), "image")
+
+    def encode_texts(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        word_mask: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        **inputs: Any,
+    ) -> TokenFeatures:
+        """Texts to unit-length word features.
+
+        Args:
+            input_ids: (texts, words).
+            attention_mask: (texts, words), 1 = a token the tower attends to.
+            word_mask: (texts, words) True = a word that takes part in the score. None: every
+                attended token but the special ones.
+            text_hidden_states: Instead: (texts, words, hidden) tower outputs computed before.
+            inputs: What else the tower takes, such as `token_type_ids`; None is left out.
+
+        Returns:
+            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool.
+        """
+        hidden = encoder_tokens.text_hidden_states(
+            self.encoder,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            word_mask=word_mask,
+            text_hidden_states=text_hidden_states,
+            **inputs,
+        )
+        projected = encoder_tokens.project_text_tokens(self.encoder, hidden.features)
+        return self.prototypes.to_columns(unit_length(projected, hidden.mask, "text"), "text")
+
+    def get_image_features(self, pixel_values: Tensor, **inputs: Any) -> ModelOutput:
+        """The encoder's own image features: `pooler_output` (images, D) and `last_hidden_state`."""
+        return encoder_tokens.image_output(self.encoder, pixel_values=pixel_values, **inputs)
+
+    def get_text_features(self, input_ids: Tensor, **inputs: Any) -> ModelOutput:
+        """The encoder's own text features: `pooler_output` (texts, D) and `last_hidden_state`."""
+        return encoder_tokens.text_output(self.encoder, input_ids=input_ids, **inputs)
 
     def score(
         self, images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None = None
@@ -263,28 +319,13 @@ class PicoModel(TokenModel):
     ) -> PicoOutput | tuple:
         """Scores all images against all texts; changes no state.
 
-        Args:
-            pixel_values: See `encode_images`, like the other image inputs.
-            input_ids: See `encode_texts`, like the other text inputs.
-            attention_mask: See `encode_texts`.
-            pixel_attention_mask: See `encode_images`.
-            spatial_shapes: See `encode_images`.
-            interpolate_pos_encoding: See `encode_images`.
-            token_type_ids: See `encode_texts`.
-            position_ids: See `encode_texts`.
-            word_mask: See `encode_texts`.
-            image_hidden_states: See `encode_images`.
-            patch_mask: See `encode_images`.
-            text_hidden_states: See `encode_texts`.
-            image_ids: (images,) identity of each image; pairs of the same image are no negatives.
-            loss_ramp: In [0, 1]: the hinge loss over all negatives, scaled (warm-up). None: over
-                the hardest negatives.
-            return_loss: True computes the loss when there are as many images as texts, and at
-                least two.
-            return_dict: False returns a tuple.
+        For image and text inputs see `encode_images` and `encode_texts`. `image_ids` (images,) is
+        the identity of each image: pairs of the same image are no negatives. `loss_ramp` in [0, 1]
+        scales the hinge loss over all negatives (warm-up); None takes the hardest ones.
+        `return_loss` computes the loss when there are as many images as texts, and at least two.
 
         Returns:
-            Loss, logits both ways and the token features.
+            Loss, logits both ways and the token features; a tuple if `return_dict` is False.
         """
         images = self.encode_images(
             pixel_values,
@@ -306,21 +347,59 @@ class PicoModel(TokenModel):
         logits = self.pair_logits(scores)
         loss = None
         if return_loss and len(images) == len(texts) and len(images) > 1:
-            loss = self._loss(scores, logits, image_ids, loss_ramp)
+            options = {"margin": self.config.margin, "ramp": loss_ramp}
+            loss = contrastive_loss(self.config.loss, scores, logits, image_ids, **options)
         output = PicoOutput(loss, logits, logits.t(), images, texts)
         return output if return_dict is not False else output.to_tuple()
 
-    def _loss(
-        self, scores: Tensor, logits: Tensor, image_ids: Tensor | None, ramp: float | None
-    ) -> Tensor:
-        loss = LOSSES[self.config.loss]
-        if self.config.loss == "hinge":
-            return loss(scores, image_ids, margin=self.config.margin, ramp=ramp)
-        return loss(logits, image_ids)
+    @torch.no_grad()
+    def calibrate(
+        self,
+        gallery: Iterable[Mapping[str, Tensor]] | None,
+        reference: Iterable[Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        """From now on takes the gallery's style, as its column statistics show it, out of images.
 
+        Needs neither labels nor captions. Nothing of it is saved: it belongs to a gallery.
 
-def _rename_scale(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) -> None:
-    """Reads checkpoints in which the scale and the bias were no module's but the model's own."""
-    for name in ("logit_scale", "logit_bias"):
-        if f"{prefix}{name}" in state:
-            state[f"{prefix}pair_logits.{name}"] = state.pop(f"{prefix}{name}")
+        Args:
+            gallery: Batches of the images to be scored, all of one style, as a collator gives them;
+                None goes back to no calibration.
+            reference: Likewise, of the training data; a thousand images are enough.
+
+        Raises:
+            ValueError: If there is a gallery and no reference, or if either is empty.
+        """
+        self._calibration = None
+        if gallery is None:
+            return
+        if reference is None:
+            raise ValueError(
+                "`reference` must be batches of images like those of the training data, got None."
+            )
+        states = ((self._tower_states(batch) for batch in side) for side in (gallery, reference))
+        self._calibration = StyleCalibration.between(*states)
+
+    def _tower_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
+        given = image_inputs(batch, self.device)
+        return encoder_tokens.image_hidden_states(self.encoder, **given)
+
+    def freeze_towers(self) -> None:
+        """Trains only what comes after the towers' hidden states: projections and logit scale.
+
+        Frozen towers stay in eval mode. Of an adapted model only the adapter is trained.
+
+        Raises:
+            ValueError: If nothing comes after the hidden states, or if the towers are adapted.
+        """
+        freeze_towers(self.encoder)
+        self._towers_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> PicoModel:
+        """Sets the mode; towers that are frozen stay in eval mode."""
+        super().train(mode)
+        if self._towers_frozen:
+            self.encoder.eval()
+        keep_batch_statistics(self.encoder)
+        return self

@@ -1,6 +1,6 @@
-"""Style shows in the statistics of columns: a gallery's are replaced by those of known pictures.
+"""Style shows in the moments of columns: those of a gallery are replaced by those of known images.
 
-Not in arXiv 2510.11175. A picture's tower output keeps its place among the pictures of its gallery;
+Not in arXiv 2510.11175. An image's tower output keeps its place among the images of its gallery;
 what all of them share, the mean and the spread of every column, is taken for their style.
 """
 
@@ -9,74 +9,41 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
+from pico_hf.core.moments import TokenMoments
 from pico_hf.core.token_features import TokenFeatures
 
 LEAST_SPREAD = 1e-3  # of the reference's typical column: a column that is constant stays so
 
 
 @dataclass(frozen=True)
-class ColumnMoments:
-    """Mean and standard deviation of every column over all real tokens of some pictures.
+class StyleCalibration:
+    """Moves tokens from the moments of their gallery to those of reference images.
 
     Attributes:
-        mean: (columns,) fp32.
-        std: (columns,) fp32, >= 0.
+        gallery: Moments of the images that are to be scored, all of one style.
+        reference: Moments of images like those the model was trained on.
     """
 
-    mean: Float[Tensor, " columns"]
-    std: Float[Tensor, " columns"]
+    gallery: TokenMoments
+    reference: TokenMoments
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, batches: Iterable[TokenFeatures]) -> ColumnMoments:
-        """Pass over the pictures once, summed in float64.
+    def between(
+        cls, gallery: Iterable[TokenFeatures], reference: Iterable[TokenFeatures]
+    ) -> StyleCalibration:
+        """Passes once over the tokens of either side.
 
         Args:
-            batches: Tokens of some pictures; padding counts for nothing.
-
-        Raises:
-            ValueError: If there is not a single real token.
-
-        Example:
-            >>> tokens = TokenFeatures(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 2).bool())
-            >>> moments = ColumnMoments.of([tokens])
-            >>> moments.mean.item(), moments.std.item()
-            (2.0, 1.0)
+            gallery: Tower outputs of the images to be scored.
+            reference: Tower outputs of images like those of the training data.
         """
-        total = square = torch.zeros((), dtype=torch.float64)
-        count = 0
-        for batch in batches:
-            tokens = batch.features[batch.mask].double()
-            total = total + tokens.sum(dim=0).cpu()
-            square = square + tokens.square().sum(dim=0).cpu()
-            count += len(tokens)
-        if count == 0:
-            raise ValueError("`batches` must hold at least one real token, got none.")
-        mean = total / count
-        return cls(mean.float(), (square / count - mean**2).clamp(min=0).sqrt().float())
-
-
-@dataclass(frozen=True)
-class StyleCalibration:
-    """Moves tokens from the moments of their gallery to those of reference pictures.
-
-    Attributes:
-        gallery: Moments of the pictures that are to be scored, all of one style.
-        reference: Moments of pictures like those the model was trained on.
-    """
-
-    gallery: ColumnMoments
-    reference: ColumnMoments
+        return cls(*(TokenMoments.of(side, diagonal=True) for side in (gallery, reference)))
 
     def __call__(self, tokens: TokenFeatures) -> TokenFeatures:
         """Tokens (n, tokens, columns) with (x - mean) / std · reference std + reference mean."""
-        least = LEAST_SPREAD * self.reference.std.mean()
-        factor = self.reference.std / self.gallery.std.clamp(min=least)
+        std, target = self.gallery.std, self.reference.std
+        factor = target / std.clamp(min=float(LEAST_SPREAD * target.mean()))
         shift = self.reference.mean - self.gallery.mean * factor
-        features = tokens.features.float() * factor.to(tokens.features.device)
-        features = features + shift.to(tokens.features.device)
+        device = tokens.features.device
+        features = tokens.features.float() * factor.float().to(device) + shift.float().to(device)
         return TokenFeatures(features.to(tokens.features.dtype), tokens.mask)

@@ -11,14 +11,13 @@ tokens vary in, style or not, it is a bilinear form
 whose singular vectors are columns of their own and whose singular values say how much of a column
 both modalities share: canonical correlation analysis with columns scaled by what they carry (Gong
 et al., IJCV 2014, scale by powers of the correlations). An encoder that was trained on such pairs
-knows much of this already, so that M is mixed with its own columns, the identity I:
+knows much of this already, so that M is mixed with the encoder columns, the identity I:
 B = (1 - share) · I + share · M = U diag(w) Wᵀ. Then Σ_d w_d (UᵀV)_d (WᵀT)_d is the weighted
 interaction of the paper, in rotated columns: tokens keep their length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -27,55 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pico_hf.core.token_features import TokenFeatures
-
-
-@dataclass(frozen=True)
-class SideMoments:
-    """What the tokens of one side vary in.
-
-    Attributes:
-        means: (items, columns) fp64, the mean token of every image or text.
-        scatter: (columns, columns) fp64, covariance of all tokens.
-    """
-
-    means: Float[Tensor, "items columns"]
-    scatter: Float[Tensor, "columns columns"]
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, batches: Iterable[TokenFeatures]) -> SideMoments:
-        """Passes over images or texts once, summing in fp64.
-
-        Args:
-            batches: Tokens of some images or texts; padding counts for nothing.
-
-        Raises:
-            ValueError: If there are no tokens, or none in some row.
-
-        Example:
-            >>> tokens = TokenFeatures(torch.tensor([[[1.0], [3.0]]]), torch.ones(1, 2).bool())
-            >>> moments = SideMoments.of([tokens])
-            >>> moments.means.tolist(), moments.scatter.tolist()
-            ([[2.0]], [[1.0]])
-        """
-        means, count = [], 0
-        total = outer = torch.zeros((), dtype=torch.float64)
-        for batch in batches:
-            lengths = batch.mask.sum(dim=1, keepdim=True)
-            if not bool(lengths.all()):
-                raise ValueError("`batches` must have at least one real token in every row.")
-            real = _double(batch.features.masked_fill(~batch.mask.unsqueeze(-1), 0.0))
-            lengths, mask = lengths.to(real.device), batch.mask.to(real.device)
-            means.append((real.sum(dim=1) / lengths).cpu())
-            flat = real[mask]
-            total = total + flat.sum(dim=0).cpu()
-            outer = outer + (flat.t() @ flat).cpu()
-            count += len(flat)
-        if count == 0:
-            raise ValueError("`batches` must hold at least one real token, got none.")
-        mean = total / count
-        return cls(torch.cat(means), outer / count - torch.outer(mean, mean))
+from pico_hf.core.moments import TokenMoments
 
 
 @dataclass(frozen=True)
@@ -88,16 +39,16 @@ class PairMoments:
         text_to_image: (texts,) row of the image each text belongs to.
     """
 
-    images: SideMoments
-    texts: SideMoments
+    images: TokenMoments
+    texts: TokenMoments
     text_to_image: Int[Tensor, " texts"]
 
     def __post_init__(self) -> None:
-        if len(self.text_to_image) != len(self.texts.means) or len(self.images.means) < 2:
+        if len(self.text_to_image) != len(self.texts.items) or len(self.images.items) < 2:
             raise ValueError(
                 "`text_to_image` must name the image of every text, of at least 2 images, got "
-                f"{len(self.text_to_image)} entries for {len(self.texts.means)} texts and "
-                f"{len(self.images.means)} images."
+                f"{len(self.text_to_image)} entries for {len(self.texts.items)} texts and "
+                f"{len(self.images.items)} images."
             )
 
     @cached_property
@@ -105,17 +56,18 @@ class PairMoments:
         """C_vt, the covariance of mean patch and mean word over matched pairs.
 
         Example:
-            >>> side = SideMoments(torch.tensor([[1.0], [3.0]]).double(), torch.eye(1).double())
+            >>> rows = torch.tensor([[1.0], [3.0]]).double()
+            >>> side = TokenMoments(rows, rows.mean(dim=0), torch.eye(1).double())
             >>> PairMoments(side, side, torch.tensor([0, 1])).shared.tolist()
             [[1.0]]
         """
-        images = _centred(self.images.means[self.text_to_image])
-        return images.t() @ _centred(self.texts.means) / len(self.text_to_image)
+        images = _centred(self.images.items[self.text_to_image])
+        return images.t() @ _centred(self.texts.items) / len(self.text_to_image)
 
     @cached_property
     def scatters(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Σ of images and of texts: of their `"tokens"`, and of their `"items"`, the means."""
-        images, texts = _centred(self.images.means[self.text_to_image]), _centred(self.texts.means)
+        images, texts = _centred(self.images.items[self.text_to_image]), _centred(self.texts.items)
         count = len(self.text_to_image)
         return {
             "tokens": (self.images.scatter, self.texts.scatter),
@@ -123,7 +75,7 @@ class PairMoments:
         }
 
 
-LEAST_SHARED = 1e-9  # of what varies: less is rounding, and leaves the encoder's own columns
+LEAST_SHARED = 1e-9  # of what varies: less is rounding, and leaves the encoder columns
 
 
 class Candidate(NamedTuple):
@@ -162,7 +114,8 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
     Example:
         >>> means = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
         >>> words = means * torch.tensor([1.0, 0.0]).double()  # the second column is style
-        >>> sides = [SideMoments(side, torch.eye(2).double()) for side in (means, words)]
+        >>> centre, scatter = torch.zeros(2).double(), torch.eye(2).double()
+        >>> sides = [TokenMoments(side, centre, scatter) for side in (means, words)]
         >>> moments = PairMoments(*sides, torch.arange(4))
         >>> bilinear_form(moments, Candidate("tokens", 1.0, 0.75)).tolist()  # 4 / (4 + 2) of it
         [[1.5, 0.0], [0.0, 0.5]]
@@ -175,7 +128,7 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
     form = _ridged_inverse(image_scatter, candidate.ridge) @ moments.shared
     form = form @ _ridged_inverse(text_scatter, candidate.ridge)
     spread = torch.linalg.svdvals(form).mean()
-    pairs = len(moments.images.means)
+    pairs = len(moments.images.items)
     share = candidate.share * pairs / (pairs + len(form))
     return own + share * (form / spread - own)
 
@@ -209,11 +162,6 @@ def canonical_columns(form: Float[Tensor, "columns columns"]) -> CanonicalColumn
     """
     left, values, right = torch.linalg.svd(form)
     return CanonicalColumns(left, right.t().contiguous(), values / values[0])
-
-
-def _double(features: Tensor) -> Tensor:
-    """In fp64, which not every device has."""
-    return (features.cpu() if features.device.type == "mps" else features).double()
 
 
 def _centred(rows: Tensor) -> Tensor:

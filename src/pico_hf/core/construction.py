@@ -1,10 +1,15 @@
-"""Prototypes that may bring columns of their own: canonical columns, fused by what they brought."""
+"""One iteration of the construction: propose, try on the dev split, fuse by what it brought.
+
+Trial before commit: Δ_n is the dev-split rSum with a proposal minus the rSum without it, with the
+network frozen in between. "This epoch minus the last one" would mostly measure training itself.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -17,37 +22,155 @@ from pico_hf.core.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.core.fusion import FUSION_RULES, FusionState
-from pico_hf.core.prototypes import ESTIMATORS, Refinement, StylePrototypes
-from pico_hf.core.semantic import ColumnStatistics
-from pico_hf.core.token_features import TokenFeatures
+from pico_hf.core.fusion import FusionRule, FusionState, normalised_gain
+from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.semantic import ColumnStatistics, semantic_probability
+from pico_hf.core.style import style_prototypes
 
 logger = logging.getLogger(__name__)
 
-CANONICAL = "canonical"
-ALL_ESTIMATORS = (CANONICAL, *ESTIMATORS)
+# From the probe set's statistics and the prototypes of both sides to a probability (D,).
+ProbabilityEstimate = Callable[[ColumnStatistics, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What one proposal brought, for logs, tables and plots.
+
+    Attributes:
+        iteration: n, counted from 1.
+        gain: Δ_n, in rSum points.
+        fused_weight: η_n, the share of the proposal when it was fused.
+        semantic_probability: p of every column after fusing.
+    """
+
+    iteration: int
+    gain: float
+    fused_weight: float
+    semantic_probability: Tensor
+
+
+def complement_of_style(statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+    """Semantic probability of the encoder columns: one minus how like a style each is.
+
+    Args:
+        statistics: Of the probe set.
+        vision: μ of the images (K, R).
+        text: μ of the texts (K, R).
+
+    Returns:
+        (D,) in [0, 1].
+    """
+    return semantic_probability(statistics.image_columns, statistics.text_columns, vision, text)
+
+
+# ---- style prototypes --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def propose_style(
+    prototypes: StylePrototypes, statistics: ColumnStatistics
+) -> tuple[Tensor, Tensor]:
+    """New style prototypes from the probe set's statistics; changes nothing.
+
+    Args:
+        prototypes: Give K, R and, after the first iteration, the warm start.
+        statistics: Columns (D, R) of both modalities and p̂.
+
+    Returns:
+        (μ̂ vision (K, R), μ̂ text (K, R)).
+
+    Raises:
+        ValueError: If the prototypes weigh canonical columns, or if the statistics are not those of
+            D columns and R instances.
+    """
+    if prototypes.canonical:
+        raise ValueError(
+            '`estimator="canonical"` has no style prototypes to refine. Call `align_columns`, or '
+            'choose `estimator="paper"`.'
+        )
+    expected = (len(prototypes.semantic_probability), prototypes.vision.shape[1])
+    got = tuple(statistics.image_columns.shape)
+    if got != expected:
+        raise ValueError(
+            f"`statistics` must hold (columns, instances) = {expected}, got {got}. Call "
+            "`restart(num_instances=…)` before refining on another probe set."
+        )
+    style = 1.0 - statistics.pseudo_semantic_probability
+    started = int(prototypes.iteration) > 0
+    vision, text = (
+        style_prototypes(columns, style, prototypes.num_prototypes, current if started else None)
+        for columns, current in (
+            (statistics.image_columns, prototypes.vision),
+            (statistics.text_columns, prototypes.text),
+        )
+    )
+    return vision, text
+
+
+@torch.no_grad()
+def refine_style(
+    prototypes: StylePrototypes,
+    statistics: ColumnStatistics,
+    trial: Callable[[Tensor], float] | None = None,
+    *,
+    estimate: ProbabilityEstimate = complement_of_style,
+    fusion: FusionRule = normalised_gain,
+) -> Refinement:
+    """Builds style prototypes, tries them, and fuses them in: μ^(n) = (1 - η) μ^(n-1) + η μ̂^(n).
+
+    Args:
+        prototypes: Changed at the end.
+        statistics: Column statistics of the probe set, with the network as it is now.
+        trial: From a semantic probability (D,) to the dev-split rSum with it. None, or no
+            `record` since the last iteration, counts as Δ_n = 0.
+        estimate: From statistics and prototypes to the semantic probability.
+        fusion: From Δ_n to the share of the new prototypes.
+
+    Returns:
+        Iteration, Δ_n, η_n and the new semantic probability.
+    """
+    vision, text = propose_style(prototypes, statistics)
+    gain = 0.0
+    if trial is not None and bool(prototypes.has_performance):
+        gain = trial(estimate(statistics, vision, text)) - float(prototypes.performance)
+    iteration = int(prototypes.iteration) + 1
+    log_total = -math.inf if iteration == 1 else float(prototypes.log_total_gain)
+    state = FusionState(iteration, gain, log_total, prototypes.feedback_temperature)
+    share, log_total = fusion(state)
+    vision = prototypes.vision.lerp(vision.to(prototypes.vision), share)
+    text = prototypes.text.lerp(text.to(prototypes.text), share)
+    prototypes.commit(
+        iteration=iteration,
+        log_total_gain=log_total,
+        semantic_probability=estimate(statistics, vision, text),
+        vision=vision,
+        text=text,
+    )
+    return Refinement(iteration, gain, share, prototypes.semantic_probability.clone())
+
+
+# ---- canonical columns -------------------------------------------------------------------------
 
 
 def fuse_forms(
     forms: Sequence[Float[Tensor, "columns columns"]],
     gains: Sequence[float],
-    fusion: str = "normalised_gain",
+    fusion: FusionRule = normalised_gain,
     *,
     temperature: float = 5.0,
-    momentum: float = 0.9,
 ) -> tuple[Float[Tensor, "columns columns"], list[float], float]:
-    """Fuses forms into the encoder's own columns, one after the other, by what each brought.
+    """Fuses forms into the identity, one after the other, by what each brought.
 
-    The identity, w = 1 on the encoder's own columns, is the first iteration and brought 0: with the
+    The identity, w = 1 on the encoder columns, is the first iteration and brought 0: with the
     normalised gain its weight in the end is 1 / (1 + Σ exp(Δ_n/τ)), and that of form n is
     exp(Δ_n/τ) times as much.
 
     Args:
         forms: B_n, at least one.
         gains: Δ_n, in rSum points, one per form.
-        fusion: Key of `pico_hf.core.fusion.FUSION_RULES`.
+        fusion: From Δ_n to the share of form n.
         temperature: τ, in rSum points, > 0.
-        momentum: For the EMA rules, in [0, 1).
 
     Returns:
         (the fused form, η_n of every form, log G after the last one).
@@ -59,161 +182,77 @@ def fuse_forms(
     fused = torch.eye(len(forms[0]), dtype=forms[0].dtype)
     shares, log_total = [], 0.0  # log g(0)
     for number, (form, gain) in enumerate(zip(forms, gains, strict=True), start=2):
-        state = FusionState(number, gain, log_total, temperature, momentum)
-        share, log_total = FUSION_RULES[fusion](state)
+        share, log_total = fusion(FusionState(number, gain, log_total, temperature))
         fused = fused.lerp(form, share)
         shares.append(share)
     return fused, shares, log_total
 
 
-class AlignedPrototypes(StylePrototypes):
-    """Style prototypes; with `estimator="canonical"` a basis per side instead, which they weigh.
+@torch.no_grad()
+def align_columns(
+    prototypes: StylePrototypes,
+    moments: PairMoments,
+    trial: Callable[[Tensor], float] | None = None,
+    candidates: Iterable[Candidate] = CANDIDATES,
+    *,
+    fusion: FusionRule = normalised_gain,
+) -> list[Refinement]:
+    """Estimates canonical columns and their weights from what each candidate brings.
 
-    Two more buffers then: `image_basis` and `text_basis` (D, D), orthonormal, the identity until
-    `align` changes them. For the other arguments see [`StylePrototypes`].
+    Every candidate is scored on the dev split, and the fused one at last. If that scores less than
+    the encoder columns, those are kept with w = 1. Ranks are what improves: matched scores grow
+    more than others, and the scale and bias that turn scores into logits stay as they were trained.
+
+    Args:
+        prototypes: Changed at the end.
+        moments: Of matched pairs, in the encoder columns.
+        trial: From a bilinear form B (D, D) in the encoder columns to the dev-split rSum of scores
+            vᵀBt. None: every Δ_n = 0, a plain mean.
+        candidates: Tried in this order.
+        fusion: From Δ_n to the share of candidate n.
+
+    Returns:
+        What every candidate brought, with a share of 0 if none was taken.
+
+    Raises:
+        ValueError: If the prototypes weigh encoder columns, if the moments have other columns, or
+            if there is no candidate.
     """
-
-    image_basis: Tensor
-    text_basis: Tensor
-
-    def __init__(self, num_columns: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(num_columns, *args, **kwargs)
-        if self.canonical:
-            self.register_buffer("image_basis", torch.eye(num_columns))
-            self.register_buffer("text_basis", torch.eye(num_columns))
-        self._aligned: bool | None = None
-        self.register_load_state_dict_post_hook(_forget_aligned)
-
-    @property
-    def canonical(self) -> bool:
-        """True if these columns are not the encoder's own."""
-        return self.estimator == CANONICAL
-
-    def to_columns(self, tokens: TokenFeatures, side: str) -> TokenFeatures:
-        """Tokens of the encoder's own columns in the columns that are weighed.
-
-        Args:
-            tokens: Of images or texts, (n, tokens, D).
-            side: `"image"` or `"text"`.
-        """
-        return self._rotated(tokens, f"{side}_basis", back=False)
-
-    def to_own_columns(self, tokens: TokenFeatures, side: str) -> TokenFeatures:
-        """The way back: what the encoder gave, but for rounding."""
-        return self._rotated(tokens, f"{side}_basis", back=True)
-
-    def _rotated(self, tokens: TokenFeatures, name: str, back: bool) -> TokenFeatures:
-        if self._aligned is None:  # after a change; asking each time would wait for a GPU
-            self._aligned = self.canonical and int(self.iteration) > 0
-        if not self._aligned:
-            return tokens
-        basis = getattr(self, name)
-        # Mixed precision would round tokens that were made fp32 on purpose.
-        with torch.autocast(tokens.features.device.type, enabled=False):
-            features = tokens.features @ (basis.t() if back else basis).to(tokens.features)
-        return TokenFeatures(features, tokens.mask)
-
-    @torch.no_grad()
-    def restart(self, num_instances: int) -> None:
-        """Forgets prototypes and feedback; canonical columns become the encoder's own, w = 1."""
-        super().restart(num_instances)
-        self._aligned = None
-        if self.canonical:
-            for basis in (self.image_basis, self.text_basis):
-                basis.copy_(torch.eye(len(basis)))
-            self.semantic_probability.fill_(1.0)
-
-    def refine(
-        self,
-        statistics: ColumnStatistics,
-        trial: Callable[[Tensor], float] | None = None,
-    ) -> Refinement:
-        """See [`StylePrototypes`]; canonical columns are aligned instead."""
-        if self.canonical:
-            raise ValueError(
-                '`estimator="canonical"` has no style prototypes to refine. Call `align`, or take '
-                'another estimator, such as "paper".'
-            )
-        return super().refine(statistics, trial)
-
-    @torch.no_grad()
-    def align(
-        self,
-        moments: PairMoments,
-        trial: Callable[[Tensor], float] | None = None,
-        candidates: Iterable[Candidate] = CANDIDATES,
-    ) -> list[Refinement]:
-        """Estimates canonical columns and their weights, from what each candidate brings.
-
-        Trial before commit: every candidate is scored on the dev split, the fused one at last. If
-        that scores less than the encoder's own columns, those are kept with w = 1. Ranks are what
-        improves: matched scores grow more than others, and the scale and bias that turn scores into
-        logits stay as they were trained.
-
-        Args:
-            moments: Of matched pairs, in the encoder's own columns.
-            trial: From a bilinear form B (D, D) in the encoder's own columns to the dev-split rSum
-                of scores vᵀBt. None: every Δ_n = 0, a plain mean.
-            candidates: Tried in this order.
-
-        Returns:
-            What every candidate brought, with a share of 0 if none was taken.
-
-        Raises:
-            ValueError: If the estimator is another one, if the moments have other columns, or if
-                there is no candidate.
-        """
-        self._check_moments(moments)
-        own = torch.eye(len(self.semantic_probability), dtype=torch.float64)
-        before = trial(own) if trial else 0.0
-        forms, gains = [], []
-        for candidate in candidates:
-            forms.append(bilinear_form(moments, candidate))
-            gains.append(trial(forms[-1]) - before if trial else 0.0)
-        if not forms:
-            raise ValueError("`candidates` must hold at least one, got none.")
-        fused, shares, log_total = fuse_forms(
-            forms,
-            gains,
-            self.fusion,
-            temperature=self.feedback_temperature,
-            momentum=self.fusion_momentum,
+    identity = _identity(prototypes, moments)
+    before = trial(identity) if trial else 0.0
+    forms, gains = [], []
+    for candidate in candidates:
+        forms.append(bilinear_form(moments, candidate))
+        gains.append(trial(forms[-1]) - before if trial else 0.0)
+    if not forms:
+        raise ValueError("`candidates` must hold at least one, got none.")
+    temperature = prototypes.feedback_temperature
+    fused, shares, log_total = fuse_forms(forms, gains, fusion, temperature=temperature)
+    loss = before - trial(fused) if trial else 0.0
+    if loss > 0:
+        logger.warning(
+            "Canonical columns scored %.1f rSum less than the encoder columns on the dev split, so "
+            "the encoder columns stay as they are, with uniform weights.",
+            loss,
         )
-        after = trial(fused) if trial else before
-        if after < before:
-            logger.warning(
-                "Canonical columns scored %.1f rSum less than the encoder's own on the dev split, "
-                "so those stay as they are, with uniform weights.",
-                before - after,
-            )
-            fused, shares, log_total = own, [0.0] * len(shares), 0.0
-        self._commit(fused)
-        self._aligned = None
-        self.iteration.fill_(len(forms))
-        self.log_total_gain.fill_(log_total)
-        probability = self.semantic_probability
-        return [
-            Refinement(number, gain, share, probability.clone())
-            for number, (gain, share) in enumerate(zip(gains, shares, strict=True), start=1)
-        ]
-
-    def _check_moments(self, moments: PairMoments) -> None:
-        columns, given = len(self.semantic_probability), moments.images.means.shape[1]
-        if not self.canonical:
-            raise ValueError(
-                f'`align` needs `estimator="canonical"`, got {self.estimator!r}. Set it in '
-                "PicoConfig."
-            )
-        if given != columns:
-            raise ValueError(f"`moments` must have the encoder's {columns} columns, got {given}.")
-
-    def _commit(self, form: Tensor) -> None:
-        columns = canonical_columns(form)
-        self.image_basis.copy_(columns.image_basis)
-        self.text_basis.copy_(columns.text_basis)
-        self.semantic_probability.copy_(columns.semantic_probability)
+        fused, shares, log_total = identity, [0.0] * len(shares), 0.0
+    prototypes.commit(
+        iteration=len(forms), log_total_gain=log_total, **canonical_columns(fused)._asdict()
+    )
+    probability = prototypes.semantic_probability
+    return [
+        Refinement(number, gain, share, probability.clone())
+        for number, (gain, share) in enumerate(zip(gains, shares, strict=True), start=1)
+    ]
 
 
-def _forget_aligned(module: AlignedPrototypes, _: Any) -> None:
-    """What was loaded may be aligned or not."""
-    module._aligned = None
+def _identity(prototypes: StylePrototypes, moments: PairMoments) -> Tensor:
+    """The form of the encoder columns with w = 1, if the moments are of those columns."""
+    columns, given = len(prototypes.semantic_probability), moments.images.items.shape[1]
+    if not prototypes.canonical:
+        raise ValueError(
+            '`align_columns` needs `estimator="canonical"`, got "paper". Set it in PicoConfig.'
+        )
+    if given != columns:
+        raise ValueError(f"`moments` must have the encoder's {columns} columns, got {given}.")
+    return torch.eye(columns, dtype=torch.float64)

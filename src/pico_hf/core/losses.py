@@ -122,6 +122,30 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def contrastive_loss(
+    name: str,
+    scores: Float[Tensor, "images texts"],
+    logits: Float[Tensor, "images texts"],
+    image_ids: Int[Tensor, " images"] | None = None,
+    *,
+    margin: float = 0.2,
+    ramp: float | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of that name: the hinge loss of scores, any other of logits.
+
+    Args:
+        name: Key of LOSSES.
+        scores: S of matched pairs, as many texts as images.
+        logits: The same scores, scaled and biased.
+        image_ids: Identity of each row's image; None = all different.
+        margin: See `hinge_loss`.
+        ramp: See `hinge_loss`.
+    """
+    if name == "hinge":
+        return hinge_loss(scores, image_ids, margin=margin, ramp=ramp)
+    return LOSSES[name](logits, image_ids)
+
+
 def _prepare(
     scores: Float[Tensor, "images texts"], image_ids: Tensor | None
 ) -> tuple[Float[Tensor, "images texts"], Bool[Tensor, "images texts"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,8 @@ class ColumnStatistics:
     total: int
 
     @property
-    def matched(self) -> Tensor:
-        """The pseudo-semantic probability p̂ (D,) in [0, 1] (arXiv 2510.11175)."""
+    def pseudo_semantic_probability(self) -> Tensor:
+        """p̂ (D,) in [0, 1], the share of positive products (arXiv 2510.11175); q̂ = 1 - p̂."""
         return (self.positive.double() / self.total).float()
 
     @staticmethod
@@ -73,7 +73,7 @@ def column_statistics(images: TokenFeatures, texts: TokenFeatures) -> ColumnStat
         >>> one = torch.ones(1, 1, dtype=torch.bool)
         >>> image = TokenFeatures(torch.tensor([[[0.6, -0.8]]]), one)
         >>> text = TokenFeatures(torch.tensor([[[0.8, 0.6]]]), one)
-        >>> column_statistics(image, text).matched.tolist()
+        >>> column_statistics(image, text).pseudo_semantic_probability.tolist()
         [1.0, 0.0]
     """
     _check_pairs(images, texts)
@@ -129,27 +129,6 @@ def _signs(features: Tensor) -> tuple[Tensor, Tensor]:
     return ((nonzero + balance) / 2).long(), ((nonzero - balance) / 2).long()
 
 
-def pseudo_semantic_probability(
-    images: TokenFeatures, texts: TokenFeatures
-) -> Float[Tensor, " columns"]:
-    """p̂_d: share of positive products over all patches, words and matched pairs.
-
-    Args:
-        images: Patches of R images.
-        texts: Words of the R texts that belong to them.
-
-    Returns:
-        (D,) in [0, 1]; q̂ = 1 - p̂ is the pseudo-style probability (arXiv 2510.11175).
-
-    Example:
-        >>> one = torch.ones(1, 1, dtype=torch.bool)
-        >>> image = TokenFeatures(torch.tensor([[[1.0, 0.0]]]), one)
-        >>> pseudo_semantic_probability(image, image).tolist()  # 0·0 is not positive
-        [1.0, 0.0]
-    """
-    return column_statistics(images, texts).matched
-
-
 def standardise(
     columns: Float[Tensor, "columns instances"],
 ) -> Float[Tensor, "columns instances"]:
@@ -200,18 +179,11 @@ def style_score(
     return torch.zeros_like(nearest) if low == high else (nearest - low) / (high - low)
 
 
-COMBINATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": lambda vision, text: 1.0 - 0.5 * (vision + text),
-    "product": lambda vision, text: (1.0 - vision) * (1.0 - text),
-}
-
-
 def semantic_probability(
     image_columns: Float[Tensor, "columns instances"],
     text_columns: Float[Tensor, "columns instances"],
     image_prototypes: Float[Tensor, "prototypes instances"],
     text_prototypes: Float[Tensor, "prototypes instances"],
-    combine: str = "mean",
 ) -> Float[Tensor, " columns"]:
     """Semantics as the complement of style: p_d = 1 - ½(q_d^vision + q_d^text).
 
@@ -222,24 +194,17 @@ def semantic_probability(
         text_columns: c_d of the text side.
         image_prototypes: μ of the image side.
         text_prototypes: μ of the text side.
-        combine: Key of COMBINATIONS: `"mean"`, or `"product"` for (1 - q^v)(1 - q^t).
 
     Returns:
         (D,) in [0, 1].
-
-    Raises:
-        ValueError: If `combine` is not a key of COMBINATIONS.
 
     Example:
         >>> columns, style = torch.tensor([[2.0, -2.0], [-1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
         >>> semantic_probability(columns, columns, style, style).tolist()
         [0.0, 1.0]
     """
-    if combine not in COMBINATIONS:
-        raise ValueError(f"`combine` must be one of {', '.join(COMBINATIONS)}, got {combine!r}.")
-    return COMBINATIONS[combine](
-        style_score(image_columns, image_prototypes), style_score(text_columns, text_prototypes)
-    )
+    vision = style_score(image_columns, image_prototypes)
+    return 1.0 - 0.5 * (vision + style_score(text_columns, text_prototypes))
 
 
 def column_weights(probability: Float[Tensor, " columns"]) -> Float[Tensor, " columns"]:

@@ -78,3 +78,45 @@ class TokenFeatures:
         features = [torch.nn.functional.pad(part.features, (0, 0, 0, pad)) for part, pad in pairs]
         masks = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in pairs]
         return TokenFeatures(torch.cat(features), torch.cat(masks))
+
+
+def unit_length(
+    features: Float[Tensor, "n tokens D"], mask: Tensor, side: str = "token"
+) -> TokenFeatures:
+    """Normalises every token in fp32.
+
+    Args:
+        features: Projected tokens of any length.
+        mask: (n, tokens) True = real token.
+        side: Whose features they are, for the error.
+
+    Returns:
+        Tokens of length 1, fp32; a token of zeros stays zero.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+
+    Example:
+        >>> unit_length(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[True]])).features.tolist()
+        [[[0.6000000238418579, 0.800000011920929]]]
+    """
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    # A graph that is exported or compiled as a whole cannot stop half-way.
+    if not torch.compiler.is_compiling() and not torch.isfinite(unit).all():
+        raise ValueError(
+            f"The {side} features contain NaN or infinity. Check the encoder's weights and inputs; "
+            "if it runs in half precision, try float32 or bfloat16."
+        )
+    return TokenFeatures(unit, mask)
+
+
+def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:
+    """Sets columns to zero at random, the same ones in all tokens of an item, and scales the rest.
+
+    Args:
+        tokens: Of some images or texts.
+        share: Probability of each column to be left out, in [0, 1).
+    """
+    kept = torch.ones_like(tokens.features[:, :1])
+    kept = torch.nn.functional.dropout(kept, share)
+    return TokenFeatures(tokens.features * kept, tokens.mask)

@@ -60,23 +60,37 @@ def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) ->
 
 
 def image_hidden_states(
-    encoder: PreTrainedModel, *, pixel_values: Tensor, **inputs: Any
+    encoder: PreTrainedModel,
+    *,
+    pixel_values: Tensor | None = None,
+    image_hidden_states: Tensor | None = None,
+    patch_mask: Tensor | None = None,
+    **inputs: Any,
 ) -> TokenFeatures:
     """The vision tower's output for every patch, before any projection.
 
     Args:
         encoder: The dual encoder.
-        pixel_values: Pictures, or sequences of patches for NaFlex towers.
-        inputs: What else the tower takes.
+        pixel_values: Images, or sequences of patches for NaFlex towers.
+        image_hidden_states: (images, patches, hidden) outputs that were computed before.
+        patch_mask: (images, patches) True = real patch of those; None = all.
+        inputs: What else the tower takes; None is left out.
 
     Returns:
         (images, patches, hidden) without prefix tokens, with the mask of real patches.
+
+    Raises:
+        ValueError: If there are neither pixels nor outputs.
     """
-    row = encoder_spec(encoder).image
+    if image_hidden_states is not None:
+        return _computed_before(encoder, image_hidden_states, patch_mask)
+    if pixel_values is None:
+        raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
+    row, inputs = encoder_spec(encoder).image, _given(inputs)
     out = image_output(encoder, pixel_values=pixel_values.to(encoder.dtype), **inputs)
     patches = last_hidden_state(out, encoder, "image")[:, prefix_length(encoder) :]
     real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
-    if row.real_patches and inputs.get(row.real_patches) is not None:
+    if row.real_patches and row.real_patches in inputs:
         real = inputs[row.real_patches].bool()
     return TokenFeatures(patches, real)
 
@@ -84,9 +98,10 @@ def image_hidden_states(
 def text_hidden_states(
     encoder: PreTrainedModel,
     *,
-    input_ids: Tensor,
+    input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     word_mask: Tensor | None = None,
+    text_hidden_states: Tensor | None = None,
     **inputs: Any,
 ) -> TokenFeatures:
     """The text tower's output for every token, before any projection, and which are words.
@@ -97,19 +112,39 @@ def text_hidden_states(
         attention_mask: (texts, tokens), handed to the tower as it is.
         word_mask: (texts, tokens) True = word. None: attended tokens without the architecture's
             special tokens at either end; a text of nothing else keeps them.
-        inputs: What else the tower takes.
+        text_hidden_states: (texts, tokens, hidden) outputs that were computed before.
+        inputs: What else the tower takes; None is left out.
 
     Returns:
         (texts, tokens, hidden) with the mask of words.
+
+    Raises:
+        ValueError: If there are neither token ids nor outputs.
     """
-    attention = {} if attention_mask is None else {"attention_mask": attention_mask}
-    out = text_output(encoder, input_ids=input_ids, **attention, **inputs)
+    if text_hidden_states is not None:
+        return _computed_before(encoder, text_hidden_states, word_mask)
+    if input_ids is None:
+        raise ValueError(
+            "Give `input_ids` or `text_hidden_states`, got neither. Features of images alone come "
+            "from `encode_images`."
+        )
+    inputs = _given({"attention_mask": attention_mask, **inputs})
+    out = text_output(encoder, input_ids=input_ids, **inputs)
     hidden = last_hidden_state(out, encoder, "text")
     if word_mask is not None:
-        words = word_mask.bool()
-    else:
-        words = _words(encoder, input_ids, attention_mask)
-    return TokenFeatures(hidden, words)
+        return TokenFeatures(hidden, word_mask.bool())
+    return TokenFeatures(hidden, _words(encoder, input_ids, attention_mask))
+
+
+def _computed_before(
+    encoder: PreTrainedModel, states: Tensor, mask: Tensor | None
+) -> TokenFeatures:
+    mask = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    return TokenFeatures(states.to(encoder.device, encoder.dtype), mask.to(encoder.device))
+
+
+def _given(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if value is not None}
 
 
 def project_image_tokens(
@@ -128,28 +163,13 @@ def project_text_tokens(
 
 def projection_modules(encoder: PreTrainedModel) -> list[str]:
     """Dotted paths of the encoder's modules that are applied after the hidden states."""
-    return sorted({step.path for step in _steps(encoder)})
+    return sorted({step.path for step in steps_of(encoder)})
 
 
 def projection_parameters(encoder: PreTrainedModel) -> list[str]:
     """Names of the encoder's parameters that are applied after the hidden states."""
     modules = tuple(f"{path}." for path in projection_modules(encoder))
     return [name for name, _ in encoder.named_parameters() if name.startswith(modules)]
-
-
-def keep_batch_statistics(encoder: PreTrainedModel) -> None:
-    """Puts projections with a BatchNorm in eval mode, and any BatchNorm that is not trained.
-
-    A projection's statistics are those of pooled vectors. Batches of tokens would replace them by
-    others, and would let padding into the scores. Those of a frozen tower would move without being
-    saved with the adapter that is trained on it.
-    """
-    for step in _steps(encoder):
-        if step.flat:
-            encoder.get_submodule(step.path).eval()
-    for module in encoder.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            module.train(module.training and module.weight.requires_grad)
 
 
 def embedding_dim(encoder: PreTrainedModel) -> int:
@@ -240,7 +260,8 @@ def tower_config(encoder: PreTrainedModel, row: TokenMap, side: str) -> PreTrain
     return getattr(encoder.config, row.config or f"{side}_config")
 
 
-def _steps(encoder: PreTrainedModel) -> tuple[Step, ...]:
+def steps_of(encoder: PreTrainedModel) -> tuple[Step, ...]:
+    """Modules that are applied to the hidden states of either side."""
     spec = encoder_spec(encoder)
     return (*spec.image.steps, *spec.text.steps)
 

@@ -1,4 +1,4 @@
-"""An adapter as files: written with all that peft leaves out, read only if it can be right."""
+"""An adapter as files: writes what peft leaves out, and refuses files that cannot be right."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from importlib import import_module
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
 
-from pico_hf.configuration_pico import PicoConfig
+from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig, own_fields
 from pico_hf.hub.files import (
-    check_safetensors,
+    checked_tensors,
     find_file,
     read_json,
-    read_tensors,
     refuse_pickle,
 )
-from pico_hf.hub.prototype_files import KNOBS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -68,6 +65,18 @@ def import_peft() -> Any:
         ) from error
 
 
+def base_model(model: Any) -> Any:
+    """The [`PicoModel`] inside a peft wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def live_module(module: Any) -> Any:
+    """The copy of a module that an adapter trains and saves, or the module itself."""
+    if hasattr(module, "modules_to_save"):
+        return module.modules_to_save[module.active_adapters[0]]
+    return module
+
+
 def has_adapter(path: str | os.PathLike, options: Mapping[str, Any]) -> bool:
     """True for a folder or repository with an adapter's configuration."""
     return find_file(path, CONFIG_FILE, dict(options)) is not None
@@ -100,23 +109,12 @@ def read_adapter(
     raw = read_json(pico)
     knobs = _pico_fields(raw) | dict(changed or {})
     weights_file = find_file(path, WEIGHTS_FILE, options) or refuse_pickle(path, WEIGHTS_FILE)
-    shapes = check_safetensors(weights_file)
+    weights = dict(checked_tensors(weights_file))
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     _check_shapes(shapes, knobs, lora["r"])
     encoder = raw.get("encoder_config")
     kind = encoder.get("model_type") if isinstance(encoder, dict) else None
-    return Adapter(lora, dict(read_tensors(weights_file)), knobs, kind)
-
-
-def save_companions(model: Any, folder: str | os.PathLike) -> None:
-    """What peft does not save: prototypes and configuration, so that a plain base can be rebuilt.
-
-    Args:
-        model: The Pico model inside the peft model.
-        folder: Where the adapter was saved.
-    """
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    model.save_prototypes(folder)
+    return Adapter(lora, weights, knobs, kind)
 
 
 def _lora_fields(raw: dict[str, Any]) -> dict[str, Any]:
@@ -149,14 +147,13 @@ def _pico_fields(raw: dict[str, Any]) -> dict[str, Any]:
             f"config.json beside an adapter must have the model_type {PicoConfig.model_type!r}, "
             f"got {raw.get('model_type')!r}: it was not trained on a Pico model."
         )
-    common = {field.name for field in fields(PreTrainedConfig)} | {"encoder_config"}
-    own = {field.name for field in fields(PicoConfig)} - common
+    own = set(own_fields()) - {"encoder_config"}
     knobs = {name: value for name, value in raw.items() if name in own}
     try:
         PicoConfig(**knobs)
     except Exception as error:  # strict fields raise a class of their own
         raise ValueError(f"config.json is not valid: {' '.join(str(error).split())}") from error
-    if lost := sorted(set(KNOBS) - knobs.keys()):
+    if lost := sorted(set(PROTOTYPE_FIELDS) - knobs.keys()):
         raise ValueError(f"config.json lacks {', '.join(lost)}. Save the adapter again.")
     return knobs
 

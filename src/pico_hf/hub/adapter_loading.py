@@ -1,20 +1,17 @@
-"""An adapter onto its base: apart from it, or merged into it."""
+"""Loads an adapter onto its base, kept apart from it or merged into it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoders.tokens import embedding_dim
+from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.hub.adapter_files import Adapter, import_peft, read_adapter
 from pico_hf.hub.errors import plain_errors
-from pico_hf.hub.prototype_files import KNOBS, PicoPrototypes
-from pico_hf.hub.source import split_config_kwargs
 
 
 def load_adapter(
@@ -107,20 +104,11 @@ def _base(
             f"The adapter was trained on an encoder of type {adapter.encoder_type!r}, its base has "
             f"one of type {model.encoder.config.model_type!r}. Pass the right one as `base=`."
         )
-    _make_room(model, adapter.knobs)
-    return model
-
-
-def _make_room(model: Any, knobs: Mapping[str, Any]) -> None:
-    """Prototypes of the adapter's kind and size, whatever those of the base were."""
-    for name, value in knobs.items():
+    for name, value in adapter.knobs.items():
         setattr(model.config, name, value)
-    rest = {name: knobs[name] for name in KNOBS[2:]}
-    prototypes = PicoPrototypes(
-        embedding_dim(model.encoder), knobs["num_prototypes"], knobs["probe_size"], **rest
-    )
-    prototypes.place_beside(model.encoder)
-    model.prototypes = prototypes.to(model.device)
+    rebuilt = type(model.prototypes).for_config(model.config, model.encoder)
+    model.prototypes = rebuilt.to(model.device)
+    return model
 
 
 def _attach(model: Any, adapter: Adapter, trainable: bool) -> Any:

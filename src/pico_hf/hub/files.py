@@ -112,7 +112,7 @@ def converted_revision(path: str | os.PathLike, options: dict[str, Any]) -> str 
 def check_model_files(
     path: str | os.PathLike, options: dict[str, Any], named: str | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Reads a model's weights once before anything is built from them.
+    """Reads a model's weights once and checks them, before anything is built from them.
 
     Args:
         path: Folder or repository.
@@ -191,45 +191,55 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Reads a safetensors file tensor by tensor and refuses one that cannot be right.
+    """Names and shapes of a safetensors file that passes all checks of `checked_tensors`.
+
+    Args:
+        path: The file.
+    """
+    return {name: tuple(tensor.shape) for name, tensor in checked_tensors(path)}
+
+
+def checked_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Reads a safetensors file once, tensor by tensor, and refuses one that cannot be right.
+
+    The Hub's cache keeps a large file under its SHA-256, which the client never checks: it is
+    computed from the same reading, so a file that differs is refused after the last tensor.
 
     Args:
         path: The file.
 
-    Returns:
-        Name → shape.
+    Yields:
+        Name and tensor.
 
     Raises:
-        ValueError: If it is cut short, differs from the hash the Hub announced, or holds NaN.
+        ValueError: If the file is cut short, holds NaN, or differs from what the Hub announced.
     """
-    _check_announced_hash(path)
-    return {name: tuple(tensor.shape) for name, tensor in read_tensors(path)}
-
-
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of a safetensors file, one at a time; see `check_safetensors`."""
+    blob = path.resolve()
+    announced = blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None
+    digest = hashlib.sha256(_header(path) if announced else b"")
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
+            for name in file.offset_keys():  # in the order of the file, which has no gaps
                 tensor = file.get_tensor(name)
                 if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
                     raise ValueError(f"`{name}` in {path.name} contains NaN; nothing was loaded.")
+                if announced:
+                    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
                 yield name, tensor
     except SafetensorError as error:
         raise ValueError(
             f"{path.name} is not a whole safetensors file ({error}). Download or save it again."
         ) from error
-
-
-def _check_announced_hash(path: Path) -> None:
-    """The Hub's cache keeps a large file under its SHA-256, which the client never checks."""
-    blob = path.resolve()
-    if blob.parent.name != "blobs" or not _SHA256.fullmatch(blob.name):
-        return
-    with blob.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != blob.name:
+    if announced and digest.hexdigest() != announced:
         raise ValueError(
-            f"{path.name} is not what the Hub announced (SHA-256 {digest[:12]}… instead of "
-            f"{blob.name[:12]}…). Download it again with `force_download=True`."
+            f"{path.name} is not what the Hub announced (SHA-256 {digest.hexdigest()[:12]}… "
+            f"instead of {announced[:12]}…). Download it again with `force_download=True`."
         )
+
+
+def _header(path: Path) -> bytes:
+    """The bytes of a safetensors file before the first tensor: a length and that much JSON."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        size = min(int.from_bytes(length, "little"), path.stat().st_size)
+        return length + file.read(size)

@@ -1,22 +1,33 @@
-"""A Pico model as files: loading with checks before anything is built, saving, the Hub."""
+"""Reads and writes a Pico model as a folder or Hub repository.
+
+Functions take the model or its class, since the class calls them.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, VisionTextDualEncoderModel
 
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.encoders.check import load_encoder
+from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
+from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder
+from pico_hf.encoders.table import ENCODERS, architecture
+from pico_hf.encoders.tokens import logit_scale
 from pico_hf.hub.adapter_files import has_adapter
 from pico_hf.hub.adapter_loading import merge_adapter
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import NoSafetensorsError, converted_revision
-from pico_hf.hub.prototype_files import PicoPrototypes
+from pico_hf.hub.prototype_files import PicoPrototypes, save_prototypes
 from pico_hf.hub.remote_code import write_modules
-from pico_hf.hub.source import check_source, safe_options, split_config_kwargs
+from pico_hf.hub.source import check_source, safe_options
+
+logger = logging.getLogger(__name__)
 
 SHARED_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token")
 HUB_ARGUMENTS = (
@@ -28,156 +39,166 @@ HUB_ARGUMENTS = (
     "create_pr",
     "tags",
 )
-# Names in early checkpoints, in which the scale and the bias were no module's but the model's own.
-RENAMED = {f"^{name}$": f"pair_logits.{name}" for name in ("logit_scale", "logit_bias")}
-
 _ADAPTER: dict[str, Any] = {}  # stands for the configuration of weights that need a base
 
 
-class StoredPicoModel(PreTrainedModel):
-    """The part of [`PicoModel`] that reads and writes folders and Hub repositories."""
+def load_model(
+    model_class: Any,
+    load_stock: Callable[..., Any],
+    path: str | os.PathLike | None,
+    *args: Any,
+    prototypes: str | os.PathLike | PicoPrototypes | None = None,
+    base: str | os.PathLike | PreTrainedModel | None = None,
+    **options: Any,
+) -> Any:
+    """Loads a Pico model, wraps another dual encoder, or merges an adapter, whichever is there.
 
-    config: PicoConfig
-    config_class = PicoConfig
-    encoder: PreTrainedModel
-    prototypes: PicoPrototypes
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike | None,
-        *args: Any,
-        prototypes: str | os.PathLike | PicoPrototypes | None = None,
-        base: str | os.PathLike | PreTrainedModel | None = None,
-        **kwargs: Any,
-    ) -> StoredPicoModel:
-        """Loads a Pico model, or loads any other dual encoder and wraps it, or merges an adapter.
-
-        The stock method would build a *randomly initialised* encoder from a plain CLIP repository
-        without saying so. Weights are read as safetensors only, and are checked before. Of a
-        repository with pickle files only, the conversion that the Hub's bot proposes is read. Of a
-        LoRA adapter that [`PicoTrainer`] saved, a plain model with the adapter merged is made;
-        `pico_hf.load_adapter_model` keeps the two apart.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub repository.
-            args: See `PreTrainedModel.from_pretrained`.
-            prototypes: Prototypes saved alone for this very encoder: a folder, a Hub repository or
-                the live object. A Hub `token` is used for both repositories, a `revision` is not.
-            base: For an adapter: what it was trained on, a folder, a Hub repository or a live
-                model; None takes the one that the adapter names.
-            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
-                for another dual encoder, `fallback_projection` may be given as well.
-
-        Returns:
-            The model in eval mode.
-
-        Raises:
-            OSError: If the path holds no model that may be read.
-            ValueError: If a keyword is neither a loading option nor a field of [`PicoConfig`], if a
-                file is damaged or hostile, if the checkpoint of another dual encoder lacks its
-                projections, or if the prototypes do not fit the encoder.
-        """
-        path = _unwrap_auto(kwargs) or pretrained_model_name_or_path
-        if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
-            shared = {key: kwargs[key] for key in SHARED_HUB_OPTIONS if key in kwargs}
-            prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
-        source = {} if path is None else _checked(path, kwargs)
-        foreign = source.get("model_type") not in (None, cls.config_class.model_type)
-        if base is not None and source is not _ADAPTER:
-            raise ValueError(f"`base` is for adapters, which '{path}' is not. Leave it out.")
-        with plain_errors(path or ""):
-            if source is _ADAPTER:
-                model = merge_adapter(cls, path, base=base, **kwargs)
-            elif foreign and kwargs.get("config") is None and not args:
-                pico, rest = split_config_kwargs(kwargs)
-                model = cls.from_encoder(load_encoder(path, source, **safe_options(rest)), **pico)
-            else:
-                kwargs.pop("fallback_projection", None)  # a saved Pico model knows what it has
-                kwargs["key_mapping"] = {**RENAMED, **(kwargs.get("key_mapping") or {})}
-                model = super().from_pretrained(path, *args, **safe_options(kwargs))
-        if prototypes is not None:
-            model.adopt_prototypes(prototypes)
-        return model
-
-    def adopt_prototypes(self, prototypes: PicoPrototypes) -> None:
-        """Takes prototypes that were saved alone; the model is unchanged if they do not fit.
-
-        Args:
-            prototypes: Made for this very encoder.
-
-        Raises:
-            ValueError: If they have another number of columns or another encoder's fingerprint.
-        """
-        prototypes.check_fit(self.encoder, len(self.semantic_probability))
-        prototypes.place_beside(self.encoder)
-        for name, value in prototypes.knobs.items():
-            setattr(self.config, name, value)
-        wrapper: Any = self.prototypes
-        if hasattr(wrapper, "modules_to_save"):  # an adapter's copy stands for them
-            wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(self.device)
+    Args:
+        model_class: [`PicoModel`].
+        load_stock: What transformers would do: `PreTrainedModel.from_pretrained` of that class.
+        path: Folder or Hub repository.
+        args: Of `PreTrainedModel.from_pretrained`.
+        prototypes: See `PicoModel.from_pretrained`.
+        base: See `PicoModel.from_pretrained`.
+        options: See `PicoModel.from_pretrained`.
+    """
+    path = _unwrap_auto(options) or path
+    if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
+        shared = {key: options[key] for key in SHARED_HUB_OPTIONS if key in options}
+        prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
+    source = {} if path is None else _checked(path, options)
+    foreign = source.get("model_type") not in (None, PicoConfig.model_type)
+    if base is not None and source is not _ADAPTER:
+        raise ValueError(f"`base` is for adapters, which '{path}' is not. Leave it out.")
+    with plain_errors(path or ""):
+        if source is _ADAPTER:
+            model = merge_adapter(model_class, path, base=base, **options)
+        elif foreign and options.get("config") is None and not args:
+            pico, rest = split_config_kwargs(options)
+            encoder = load_encoder(path, source, **safe_options(rest))
+            model = model_class.from_encoder(encoder, **pico)
         else:
-            self.prototypes = prototypes.to(self.device)
+            options.pop("fallback_projection", None)  # a saved Pico model knows what it has
+            model = load_stock(path, *args, **safe_options(options))
+    if prototypes is not None:
+        model.adopt_prototypes(prototypes)
+    return model
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
-        """Saves weights, prototypes and configuration under the names the live modules have.
 
-        The original-format key names of some towers cannot be read back by
-        `Trainer(resume_from_checkpoint=…)`, which loads with `strict=False` and would lose those
-        weights in silence; so `save_original_format` is False here. After `register_for_auto_class`
-        the folder holds the package's modules too.
+def wrap_encoder(
+    model_class: Any, encoder: PreTrainedModel, fallback_projection: bool, fields: dict[str, Any]
+) -> Any:
+    """Builds a Pico model around a live encoder; see `PicoModel.from_encoder`.
 
-        Args:
-            save_directory: Folder, created if need be.
-            push_to_hub: True uploads as well, to `repo_id` or the folder's name.
-            kwargs: See `PreTrainedModel.save_pretrained`; with `push_to_hub` also its arguments.
-        """
-        hub = {key: kwargs.pop(key) for key in HUB_ARGUMENTS if push_to_hub and key in kwargs}
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            self.save_prototypes(save_directory)
-            if self._auto_class is not None:
-                write_modules(save_directory)
-        if push_to_hub:  # only now: the stock method would upload before these files are written
-            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+    Args:
+        model_class: [`PicoModel`].
+        encoder: The dual encoder.
+        fallback_projection: True accepts an architecture without a row in the table.
+        fields: Of [`PicoConfig`].
+    """
+    if fallback_projection and architecture(encoder) not in ENCODERS:
+        widths = fallback_widths(encoder)
+        fields = {**fields, "fallback_widths": widths}
+        logger.warning(
+            "%s has no row in the encoder table: its common space of %d columns is untrained. "
+            "Train it before you use its scores.",
+            type(encoder).__name__,
+            widths[-1],
+        )
+    else:
+        check_encoder(encoder)
+    model = model_class(PicoConfig(encoder_config=encoder.config.to_dict(), **fields), encoder)
+    log_scale, bias = logit_scale(encoder)
+    with torch.no_grad():
+        model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
+        model.logit_bias.fill_(bias or 0.0)
+    model.name_or_path = encoder.name_or_path  # what an adapter says it was trained on
+    model.to(dtype=encoder.dtype, device=encoder.device)
+    return model.train(encoder.training)
 
-    def save_prototypes(self, save_directory: str | os.PathLike) -> None:
-        """Writes the prototypes' own files, with this encoder's fingerprint.
 
-        Args:
-            save_directory: Folder, created if need be.
-        """
-        self.prototypes.place_beside(self.encoder)  # a pickled copy has forgotten
-        self.prototypes.save_pretrained(save_directory)
+def adopt_prototypes(model: Any, prototypes: PicoPrototypes) -> None:
+    """Gives a model prototypes that were saved alone; see `PicoModel.adopt_prototypes`."""
+    prototypes.check_fit(model.encoder, len(model.semantic_probability))
+    prototypes.place_beside(model.encoder)
+    for name, value in prototypes.config_fields.items():
+        setattr(model.config, name, value)
+    wrapper = model.prototypes
+    if hasattr(wrapper, "modules_to_save"):  # an adapter's copy stands for them
+        wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(model.device)
+    else:
+        model.prototypes = prototypes.to(model.device)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Uploads what `save_pretrained` writes; see `PreTrainedModel.push_to_hub`."""
-        kwargs.setdefault("tags", ["pico", "image-text-retrieval", "late-interaction"])
-        with plain_errors(repo_id):
-            return super().push_to_hub(repo_id, **kwargs)
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """From now on saves the package's modules with the model.
+def join_towers(
+    vision: str | os.PathLike, text: str | os.PathLike, options: dict[str, Any]
+) -> PreTrainedModel:
+    """A vision and a text tower, checked, as one encoder with new projections.
 
-        Whoever has not installed the package loads such a repository by
-        `AutoModel.from_pretrained(repository, trust_remote_code=True)`; the configuration is
-        registered too, since their `AutoConfig` does not know it either.
+    Args:
+        vision: Path or repository of the vision tower.
+        text: Path or repository of the text tower.
+        options: Of `VisionTextDualEncoderModel.from_vision_text_pretrained`.
+    """
+    for side, path in (("vision", vision), ("text", text)):
+        own = {k.removeprefix(f"{side}_"): v for k, v in options.items() if k.startswith(side)}
+        check_source(path, own)
+    return VisionTextDualEncoderModel.from_vision_text_pretrained(
+        os.fspath(vision),
+        os.fspath(text),
+        **{**options, "vision_use_safetensors": True, "text_use_safetensors": True},
+    )
 
-        Args:
-            auto_class: The Auto class that loads the model.
-        """
-        super().register_for_auto_class(auto_class)
-        cls.config_class.register_for_auto_class()
+
+def save_model(
+    model: Any,
+    save_stock: Callable[..., None],
+    folder: str | os.PathLike,
+    *,
+    push_to_hub: bool = False,
+    **options: Any,
+) -> None:
+    """Saves weights, prototypes and configuration, and the package's modules if they travel along.
+
+    The original-format key names of some towers cannot be read back by
+    `Trainer(resume_from_checkpoint=…)`, which loads with `strict=False` and would lose those
+    weights in silence; so `save_original_format` is False here.
+
+    Args:
+        model: A [`PicoModel`].
+        save_stock: What transformers would do: the model's `PreTrainedModel.save_pretrained`.
+        folder: Created if need be.
+        push_to_hub: True uploads as well, to `repo_id` or the folder's name.
+        options: Of `PreTrainedModel.save_pretrained`; with `push_to_hub` also its arguments.
+    """
+    hub = {key: options.pop(key) for key in HUB_ARGUMENTS if push_to_hub and key in options}
+    options.setdefault("save_original_format", False)
+    save_stock(folder, **options)
+    if options.get("is_main_process", True):
+        save_prototypes(model, folder)
+        if model._auto_class is not None:
+            write_modules(folder)
+    if push_to_hub:  # only now: the stock method would upload before these files are written
+        model.push_to_hub(hub.pop("repo_id", Path(folder).name), **hub)
+
+
+def save_companions(model: Any, folder: str | os.PathLike) -> None:
+    """What peft does not save: prototypes and configuration, so that a plain base can be rebuilt.
+
+    Args:
+        model: The Pico model inside the peft model.
+        folder: Where the adapter was saved.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    save_prototypes(model, folder)
 
 
 def _unwrap_auto(options: dict[str, Any]) -> str | None:
     """The adapter that `AutoModel` was asked for, which it hands on as an option of its base.
 
-    Stock code would put it onto a base whose weights it reads under other names, at random then.
+    Stock code would put the adapter onto a base whose weights it reads under other names, so that
+    the base would keep random weights.
     """
     adapter = options.get("adapter_kwargs") or {}
     path = adapter.get("_adapter_model_path")

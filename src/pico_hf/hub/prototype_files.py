@@ -14,26 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import PushToHubMixin
 
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.core.construction import CANONICAL, AlignedPrototypes
-from pico_hf.encoders.tokens import projection_parameters
+from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
+from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.encoders.tokens import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
-from pico_hf.hub.files import check_safetensors, find_file, read_json, read_tensors, refuse_pickle
-
-WEIGHTS_FILE = "prototypes.safetensors"
-FACTS_FILE = "prototypes.json"
-# Fields of PicoConfig that belong to prototypes; the file has them under the same names.
-KNOBS = (
-    "num_prototypes",
-    "probe_size",
-    "estimator",
-    "combination",
-    "fusion",
-    "feedback_temperature",
-    "fusion_momentum",
-)
+from pico_hf.hub.files import checked_tensors, find_file, read_json, refuse_pickle
+from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
 
 
 def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
@@ -108,20 +97,64 @@ class _EncoderLink:
         return _EncoderLink, ()
 
 
-class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
-    """Style prototypes that can be saved, loaded and pushed to the Hub without their encoder.
+class PicoPrototypes(StylePrototypes, PushToHubMixin):
+    """Prototypes that can be saved, loaded and pushed to the Hub without their encoder.
 
     A model's own prototypes are part of its `model.safetensors`; the files written here hand them
     to somebody who has the encoder already. `prototypes.safetensors` has the buffers,
-    `prototypes.json` says what they are: D, K, R, estimator, combination, fusion, τ, the package's
-    version and the encoder's fingerprint. `push_to_hub` takes what `PreTrainedModel.push_to_hub`
-    takes. For the arguments see [`AlignedPrototypes`].
+    `prototypes.json` says what they are: D, K, R, estimator, τ, the package's version and the
+    encoder's fingerprint.
+
+    Args:
+        num_columns: D.
+        num_prototypes: K, from 1 to D.
+        probe_size: R, pairs of the probe set.
+        estimator: See [`PicoConfig`].
+        feedback_temperature: τ, in rSum points.
+
+    Raises:
+        ValueError: If `num_prototypes` is not in [1, D].
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        num_columns: int,
+        num_prototypes: int,
+        probe_size: int,
+        *,
+        estimator: str = "canonical",
+        feedback_temperature: float = 5.0,
+    ) -> None:
+        super().__init__(
+            num_columns,
+            num_prototypes,
+            probe_size,
+            canonical=estimator == "canonical",
+            feedback_temperature=feedback_temperature,
+        )
+        self.estimator = estimator
         self.fingerprint: dict[str, str] | None = None
         self._link = _EncoderLink()
+
+    @classmethod
+    def for_config(cls, config: PicoConfig, encoder: PreTrainedModel) -> PicoPrototypes:
+        """New prototypes for a model: K, R, estimator and τ of its configuration.
+
+        Args:
+            config: The model's configuration.
+            encoder: The model's encoder, whose columns they weigh.
+        """
+        fields = {name: getattr(config, name) for name in PROTOTYPE_FIELDS}
+        prototypes = cls(embedding_dim(encoder), **fields)
+        prototypes.place_beside(encoder)
+        return prototypes
+
+    def init_buffers(self) -> None:
+        """Sets every buffer that was not loaded to what new prototypes have."""
+        first = {"semantic_probability": init.ones_, "image_basis": init.eye_}
+        first["text_basis"] = init.eye_
+        for name, buffer in self.named_buffers(recurse=False):
+            first.get(name, init.zeros_)(buffer)
 
     def place_beside(self, encoder: PreTrainedModel) -> None:
         """Remembers, weakly, whose columns these prototypes weigh."""
@@ -165,14 +198,17 @@ class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
         """
         facts_file = _required(path, FACTS_FILE, options)
         weights = _required(path, WEIGHTS_FILE, options)
-        check_safetensors(weights)
-        return cls._build(read_json(facts_file), dict(read_tensors(weights)))
+        return cls._build(read_json(facts_file), dict(checked_tensors(weights)))
 
     @property
-    def knobs(self) -> dict[str, Any]:
+    def probe_size(self) -> int:
+        """R, pairs of the probe set."""
+        return self.vision.shape[1]
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
         """Fields of [`PicoConfig`] as these prototypes have them."""
-        own = {name: getattr(self, name) for name in KNOBS if name != "probe_size"}
-        return own | {"probe_size": self.vision.shape[1]}
+        return {name: getattr(self, name) for name in PROTOTYPE_FIELDS}
 
     def check_fit(self, encoder: PreTrainedModel, num_columns: int) -> None:
         """Raises ValueError unless the encoder's columns are those the prototypes were made for.
@@ -209,7 +245,7 @@ class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
                 "Call `prototypes.place_beside(encoder)` before saving them."
             )
         return {
-            **self.knobs,
+            **self.config_fields,
             "num_columns": len(self.semantic_probability),
             "encoder_fingerprint": fingerprint,
             "pico_hf_version": _package_version(),
@@ -217,10 +253,9 @@ class PicoPrototypes(AlignedPrototypes, PushToHubMixin):
 
     @classmethod
     def _build(cls, facts: dict[str, Any], buffers: dict[str, Tensor]) -> PicoPrototypes:
-        knobs = _checked_knobs(facts)
-        _check_shapes(facts, buffers)
-        rest = {key: knobs[key] for key in KNOBS[2:]}
-        prototypes = cls(facts["num_columns"], knobs["num_prototypes"], knobs["probe_size"], **rest)
+        fields = checked_fields(facts)
+        check_buffers(facts, buffers)
+        prototypes = cls(facts["num_columns"], **fields)
         prototypes.load_state_dict(buffers)
         prototypes.fingerprint = dict(facts["encoder_fingerprint"])
         return prototypes
@@ -237,47 +272,12 @@ def _package_version() -> str | None:
         return None
 
 
-def _checked_knobs(facts: dict[str, Any]) -> dict[str, Any]:
-    missing = [key for key in (*KNOBS, "num_columns", "encoder_fingerprint") if key not in facts]
-    if missing:
-        raise ValueError(f"{FACTS_FILE} lacks {', '.join(missing)}. Save the prototypes again.")
-    if not isinstance(facts["encoder_fingerprint"], dict):
-        raise ValueError(f"`encoder_fingerprint` in {FACTS_FILE} must map types to digests.")
-    knobs = {key: facts[key] for key in KNOBS}
-    try:
-        PicoConfig(**knobs)  # it knows which values are valid
-    except Exception as error:  # strict fields raise a class of their own
-        raise ValueError(f"{FACTS_FILE} is not valid: {' '.join(str(error).split())}") from error
-    return knobs
+def save_prototypes(model: Any, folder: str | os.PathLike) -> None:
+    """Writes the files of a model's prototypes, with its encoder's fingerprint.
 
-
-def _check_shapes(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
-    matrix = (facts["num_prototypes"], facts["probe_size"])
-    expected: dict[str, tuple[Any, ...]] = {
-        "vision": matrix,
-        "text": matrix,
-        "semantic_probability": (facts["num_columns"],),
-    }
-    expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
-    if facts["estimator"] == CANONICAL:
-        square = (facts["num_columns"],) * 2
-        expected |= {"image_basis": square, "text_basis": square}
-    if buffers.keys() != expected.keys():
-        raise ValueError(
-            f"{WEIGHTS_FILE} must hold {', '.join(expected)}; got {', '.join(sorted(buffers))}."
-        )
-    for name, shape in expected.items():
-        if tuple(buffers[name].shape) != shape:
-            raise ValueError(
-                f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} of {FACTS_FILE}, got "
-                f"{tuple(buffers[name].shape)}."
-            )
-        if not bool(torch.isfinite(buffers[name]).all()):
-            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be finite.")
-    for name in expected.keys() & {"image_basis", "text_basis"}:
-        basis = buffers[name].double()
-        if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
-            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
-    probability = buffers["semantic_probability"]
-    if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
-        raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")
+    Args:
+        model: A [`PicoModel`].
+        folder: Created if need be.
+    """
+    model.prototypes.place_beside(model.encoder)  # a pickled copy has forgotten
+    model.prototypes.save_pretrained(folder)

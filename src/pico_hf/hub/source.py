@@ -1,36 +1,16 @@
-"""What a path holds, and what of a caller's keywords is ours, before any model is built."""
+"""Checks what a folder or repository holds before any model is built from it."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.core.construction import CANONICAL
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import HUB_OPTIONS, check_model_files
-
-
-def split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separates fields of [`PicoConfig`] from loading options.
-
-    Args:
-        kwargs: Both, mixed.
-
-    Returns:
-        (what goes to PicoConfig, the rest).
-    """
-    own = {field.name for field in fields(PicoConfig)} - {f.name for f in fields(PreTrainedConfig)}
-    own = own - {"encoder_config", "fallback_widths"} | {"fallback_projection"}
-    # A key that looks like one of ours goes to PicoConfig, which says what it should have been.
-    ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
-    pico = {key: value for key, value in kwargs.items() if key in ours}
-    return pico, {key: value for key, value in kwargs.items() if key not in ours}
 
 
 def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
@@ -80,10 +60,10 @@ def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]
                 f"`{name}` in the weights has the shape {shapes[name]}, but (`num_prototypes`, "
                 f"`probe_size`) are {expected}. Load the model with the values it was saved with."
             )
-    if "prototypes.image_basis" in shapes and config.get("estimator", CANONICAL) != CANONICAL:
+    if "prototypes.image_basis" in shapes and config.get("estimator", "canonical") != "canonical":
         raise ValueError(
             f"`estimator` is {config['estimator']!r}, but the weights were saved with "
-            f"{CANONICAL!r}: their columns are not the encoder's own. Load the model with that."
+            "'canonical': their columns are not the encoder columns. Load the model with that."
         )
 
 

@@ -10,24 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
-from pico_hf.core.canonical import PairMoments, SideMoments
+from pico_hf.core.canonical import PairMoments
 from pico_hf.core.metrics import retrieval_metrics
+from pico_hf.core.moments import TokenMoments
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders import tokens as encoder_tokens
-from pico_hf.modeling_pico import PicoModel
-from pico_hf.token_model import IMAGE_INPUTS
+from pico_hf.encoders.inputs import image_inputs, text_inputs
 
 Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
-BatchEncoder = Callable[[PicoModel, Mapping[str, Any]], Encoded]
-TEXT_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "token_type_ids",
-    "word_mask",
-    "text_hidden_states",
-)
+BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class SplitEncoder:
         disable_tqdm: True shows no progress bar.
     """
 
-    model: PicoModel
+    model: PreTrainedModel
     collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
     batch_size: int = 64
     num_workers: int = 0
@@ -91,7 +85,7 @@ class SplitEncoder:
             rows: What to encode.
             description: Text of the progress bar.
             encode: From model and batch to tokens; None gives features in the columns that are
-                weighed, [`own_columns`] in the encoder's own, [`tower_states`] the towers' outputs
+                weighted, [`encoder_columns`] in the encoder's, [`tower_states`] the towers' outputs
                 before the projections.
         """
         encode = encode or encode_batch
@@ -111,57 +105,51 @@ class SplitEncoder:
             self.model.train(training)
 
 
-def encode_batch(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+def encode_batch(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
     """Token features of both sides of a batch; None for a side the batch has no inputs of."""
-    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
+    image, text = image_inputs(batch, model.device), text_inputs(batch, model.device)
     return (
         model.encode_images(**image) if image else None,
         model.encode_texts(**text) if text else None,
     )
 
 
-def own_columns(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
-    """Token features in the columns the encoder has by itself, whatever columns are weighed."""
+def encoder_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
+    """Token features in the encoder columns, whatever columns are weighted."""
     images, texts = encode_batch(model, batch)
     prototypes = model.prototypes
     return (
-        None if images is None else prototypes.to_own_columns(images, "image"),
-        None if texts is None else prototypes.to_own_columns(texts, "text"),
+        None if images is None else prototypes.to_encoder_columns(images, "image"),
+        None if texts is None else prototypes.to_encoder_columns(texts, "text"),
     )
 
 
-def tower_states(model: PicoModel, batch: Mapping[str, Any]) -> Encoded:
+def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
     """Outputs of both towers before the projections; None for a side without inputs."""
-    image, text = _inputs(model, batch, IMAGE_INPUTS), _inputs(model, batch, TEXT_INPUTS)
+    image, text = image_inputs(batch, model.device), text_inputs(batch, model.device)
     return (
         encoder_tokens.image_hidden_states(model.encoder, **image) if image else None,
         encoder_tokens.text_hidden_states(model.encoder, **text) if text else None,
     )
 
 
-def _inputs(
-    model: PicoModel, batch: Mapping[str, Any], names: tuple[str, ...]
-) -> dict[str, Tensor]:
-    return {name: batch[name].to(model.device) for name in names if name in batch}
-
-
 def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
-    """What the images and captions of a split vary in and share, in the encoder's own columns."""
-    images = encoder.batches(split.images(), "Moments of images", own_columns)
-    captions = encoder.batches(split.captions(), "Moments of captions", own_columns)
+    """What the images and captions of a split vary in and share, in the encoder columns."""
+    images = encoder.batches(split.images(), "Moments of images", encoder_columns)
+    captions = encoder.batches(split.captions(), "Moments of captions", encoder_columns)
     return PairMoments(
-        SideMoments.of(image for image, _ in images),
-        SideMoments.of(text for _, text in captions),
+        TokenMoments.of(image for image, _ in images),
+        TokenMoments.of(text for _, text in captions),
         split.text_to_image,
     )
 
 
-def evaluate_form(model: PicoModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
+def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
     """Metrics of a split with scores vᵀBt in place of weighted columns.
 
     Args:
         model: Scores.
-        split: In the encoder's own columns, see [`own_columns`].
+        split: In the encoder columns, see [`encoder_columns`].
         form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
     """
     words = split.texts.features @ form.t().to(split.texts.features)
@@ -172,7 +160,7 @@ def evaluate_form(model: PicoModel, split: EncodedSplit, form: Tensor) -> dict[s
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: PicoModel, split: EncodedSplit, column_weights: Tensor | None = None
+    model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
 ) -> dict[str, float]:
     """Ranks all captions for every image and all images for every caption.
 

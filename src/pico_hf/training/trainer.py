@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +10,26 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
-from pico_hf.core.canonical import CANDIDATES
-from pico_hf.core.prototypes import Refinement
-from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders.tokens import projection_parameters
-from pico_hf.hub.adapter_files import CARRIED, save_companions
+from pico_hf.hub.adapter_files import CARRIED, base_model
 from pico_hf.hub.adapter_loading import check_weights
-from pico_hf.hub.files import check_safetensors, read_tensors
+from pico_hf.hub.files import check_safetensors, checked_tensors
+from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
-from pico_hf.training.callbacks import PrototypeFeedbackCallback
 from pico_hf.training.evaluation import (
     SplitEncoder,
-    evaluate_form,
     evaluate_retrieval,
-    own_columns,
-    pair_moments,
 )
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
-from pico_hf.training.splits import as_pairs, check_dev_split, check_train_split, trial_part
+from pico_hf.training.feedback import Feedback, FeedbackCallback
+from pico_hf.training.splits import as_pairs, check_dev_split, check_train_split
 from pico_hf.training_args import PicoTrainingArguments
 
 
@@ -60,6 +54,7 @@ class PicoTrainer(Trainer):
     """
 
     args: PicoTrainingArguments
+    feedback_class: Callable[..., Feedback] = Feedback
 
     def __init__(
         self,
@@ -99,15 +94,14 @@ class PicoTrainer(Trainer):
         if train is not None and args.refine_prototypes:
             self._fit_probe()
         # First, so that whoever uploads the model when training ends finds it aligned.
-        self.callback_handler.callbacks.insert(0, PrototypeFeedbackCallback(self))
+        callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
+        self.callback_handler.callbacks.insert(0, callback)
 
     def _fit_probe(self) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
-        model = self.pico_model
-        if not model.prototypes.canonical and model.config.probe_size > len(self.train_dataset):
-            self.restart_prototypes()
-
-    # ---- feedback -------------------------------------------------------------------------
+        too_large = self.pico_model.config.probe_size > len(self.train_dataset)
+        if too_large and not self.feedback.canonical:
+            self.feedback.restart()
 
     @property
     def pico_model(self) -> PicoModel:
@@ -115,23 +109,13 @@ class PicoTrainer(Trainer):
         return base_model(self.accelerator.unwrap_model(self.model))
 
     @property
-    def dev_split(self) -> ImageTextDataset:
-        """The split that feedback and checkpoint selection use."""
-        splits = self.eval_dataset
-        return next(iter(splits.values())) if isinstance(splits, Mapping) else splits
+    def feedback(self) -> Feedback:
+        """Builds and judges column weights with the model and the splits that are here now."""
+        return self.feedback_class(
+            self.split_encoder, self.train_dataset, self.eval_dataset, self.args
+        )
 
-    @property
-    def feedback_metric(self) -> str:
-        """Name of the dev split's rSum in the metrics."""
-        splits = self.eval_dataset
-        return f"eval_{next(iter(splits))}_rsum" if isinstance(splits, Mapping) else "eval_rsum"
-
-    def restart_prototypes(self) -> None:
-        """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
-        size = min(self.pico_model.config.probe_size, len(self.train_dataset))
-        self.pico_model.restart_prototypes(size)
-
-    def refine_prototypes(self) -> None:
+    def construct_prototypes(self) -> None:
         """One iteration of style prototypes, or one alignment of canonical columns.
 
         Either takes statistics of training pairs, tries what follows from them on the dev split,
@@ -140,51 +124,18 @@ class PicoTrainer(Trainer):
         with a handful of pairs, all candidates for canonical columns count alike. Checkpoints of a
         run hold the network before its alignment; `save_model` saves it aligned.
         """
-        model = self.pico_model
-        if model.prototypes.canonical:
-            for report in self._align_columns():
-                self._log_refinement(report)
-            return
-        dev = self._split_encoder().split(self.dev_split, "Feedback trial")
-
-        def trial(probability: Tensor) -> float:
-            return evaluate_retrieval(model, dev, column_weights(probability))["rsum"]
-
-        self._log_refinement(model.prototypes.refine(self.probe_statistics(), trial))
-
-    def _align_columns(self) -> list[Refinement]:
-        model, encoder = self.pico_model, self._split_encoder()
-        if self.train_dataset is None:
-            raise ValueError("Canonical columns come from pairs: give `train_dataset`.")
-        moments = pair_moments(encoder, self.train_dataset.sample(self.args.alignment_images))
-        if self.eval_dataset is None:
-            return model.prototypes.align(moments)
-        dev = encoder.split(trial_part(self.dev_split), "Feedback trials", own_columns)
-
-        def trial(form: Tensor) -> float:
-            return evaluate_form(model, dev, form)["rsum"]
-
-        trials = tqdm(CANDIDATES, "Feedback trials", disable=self.args.disable_tqdm, leave=False)
-        return model.prototypes.align(moments, trial, trials)
-
-    def _log_refinement(self, report: Refinement) -> None:
-        weights = self.pico_model.column_weights
-        self.log(
-            {
-                "pico_iteration": report.iteration,
-                "pico_feedback": report.gain,
-                "pico_fused_weight": report.fused_weight,
-                "pico_weight_std": float(weights.std(correction=0)),
-                "pico_weight_min": float(weights.min()),
-                "pico_weight_max": float(weights.max()),
-            }
-        )
-
-    def probe_statistics(self) -> ColumnStatistics:
-        """Column statistics of the probe set: first training rows, first captions, fixed order."""
-        probe = self.train_dataset.probe(self.pico_model.config.probe_size)
-        batches = self._split_encoder().batches(probe, "Probe statistics")
-        return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+        for report in self.feedback.construct():
+            weights = self.pico_model.column_weights
+            self.log(
+                {
+                    "pico_iteration": report.iteration,
+                    "pico_feedback": report.gain,
+                    "pico_fused_weight": report.fused_weight,
+                    "pico_weight_std": float(weights.std(correction=0)),
+                    "pico_weight_min": float(weights.min()),
+                    "pico_weight_max": float(weights.max()),
+                }
+            )
 
     # ---- scoring a split ------------------------------------------------------------------
 
@@ -208,7 +159,7 @@ class PicoTrainer(Trainer):
         Returns:
             Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent.
         """
-        split = self._split_encoder().split(dataloader.dataset, description)
+        split = self.split_encoder.split(dataloader.dataset, description)
         metrics = evaluate_retrieval(self.pico_model, split)
         named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(None, None, metrics=named, num_samples=len(split.images))
@@ -220,7 +171,9 @@ class PicoTrainer(Trainer):
             eval_dataset = self._cache(eval_dataset) if self.args.freeze_encoder else eval_dataset
         return super().get_eval_dataloader(eval_dataset)
 
-    def _split_encoder(self) -> SplitEncoder:
+    @property
+    def split_encoder(self) -> SplitEncoder:
+        """Encodes whole splits with this trainer's model, collator and batch size."""
         return SplitEncoder(
             self.pico_model,
             self.data_collator,
@@ -235,11 +188,12 @@ class PicoTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """Refuses damaged weights before the live model changes."""
+        adapted = self.pico_model is not self.model
         for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
-            check_safetensors(file)
-        adapter = Path(resume_from_checkpoint) / ADAPTER_SAFE_WEIGHTS_NAME
-        if self.pico_model is not self.model and adapter.exists():
-            check_weights(self.model, read_tensors(adapter))
+            if adapted and file.name == ADAPTER_SAFE_WEIGHTS_NAME:
+                check_weights(self.model, checked_tensors(file))
+            else:
+                check_safetensors(file)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -323,12 +277,7 @@ class PicoTrainer(Trainer):
             return rows
         # Names with an underscore are never pushed.
         folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "_feature_cache"
-        return cache_token_features(self._split_encoder(), rows, Path(folder))
-
-
-def base_model(model: nn.Module) -> PicoModel:
-    """The PicoModel inside a peft wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return cache_token_features(self.split_encoder, rows, Path(folder))
 
 
 def _tower_parameters(model: PicoModel) -> set[int]:

@@ -1,0 +1,63 @@
+"""What the files of prototypes must hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
+
+WEIGHTS_FILE = "prototypes.safetensors"
+FACTS_FILE = "prototypes.json"
+
+
+def checked_fields(facts: dict[str, Any]) -> dict[str, Any]:
+    """Fields of [`PicoConfig`] from prototypes.json; ValueError if they cannot be right."""
+    missing = [
+        key for key in (*PROTOTYPE_FIELDS, "num_columns", "encoder_fingerprint") if key not in facts
+    ]
+    if missing:
+        raise ValueError(f"{FACTS_FILE} lacks {', '.join(missing)}. Save the prototypes again.")
+    if not isinstance(facts["encoder_fingerprint"], dict):
+        raise ValueError(f"`encoder_fingerprint` in {FACTS_FILE} must map types to digests.")
+    values = {name: facts[name] for name in PROTOTYPE_FIELDS}
+    try:
+        PicoConfig(**values)  # it knows which values are valid
+    except Exception as error:  # strict fields raise a class of their own
+        raise ValueError(f"{FACTS_FILE} is not valid: {' '.join(str(error).split())}") from error
+    return values
+
+
+def check_buffers(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
+    """Raises ValueError unless the tensors are those that prototypes.json describes."""
+    matrix = (facts["num_prototypes"], facts["probe_size"])
+    expected: dict[str, tuple[Any, ...]] = {
+        "vision": matrix,
+        "text": matrix,
+        "semantic_probability": (facts["num_columns"],),
+    }
+    expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
+    if facts["estimator"] == "canonical":
+        square = (facts["num_columns"],) * 2
+        expected |= {"image_basis": square, "text_basis": square}
+    if buffers.keys() != expected.keys():
+        raise ValueError(
+            f"{WEIGHTS_FILE} must hold {', '.join(expected)}; got {', '.join(sorted(buffers))}."
+        )
+    for name, shape in expected.items():
+        if tuple(buffers[name].shape) != shape:
+            raise ValueError(
+                f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} of {FACTS_FILE}, got "
+                f"{tuple(buffers[name].shape)}."
+            )
+        if not bool(torch.isfinite(buffers[name]).all()):
+            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be finite.")
+    for name in expected.keys() & {"image_basis", "text_basis"}:
+        basis = buffers[name].double()
+        if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
+            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
+    probability = buffers["semantic_probability"]
+    if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
+        raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")
