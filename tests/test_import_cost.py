@@ -11,6 +11,8 @@ COSTLY = (
     "peft",
     "evaluate",
     "datasets",
+    "scipy",
+    "sklearn",
     "matplotlib",
     "transformers.pipelines",
 )
