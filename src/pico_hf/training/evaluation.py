@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from pico_hf.core.canonical import PairMoments
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders import tokens as encoder_tokens
@@ -35,8 +37,8 @@ class EncodedSplit:
         gallery: (images,) which images are ranked together.
     """
 
-    images: TokenFeatures
-    texts: TokenFeatures
+    images: PackedTokens
+    texts: PackedTokens
     text_to_image: Tensor
     gallery: Tensor
 
@@ -51,6 +53,8 @@ class SplitEncoder:
         batch_size: Rows at a time, >= 1.
         num_workers: Processes that decode images.
         disable_tqdm: True shows no progress bar.
+        max_bytes: Features of one side of a split that are held in memory; None: a third of what
+            is free.
     """
 
     model: PreTrainedModel
@@ -58,6 +62,7 @@ class SplitEncoder:
     batch_size: int = 64
     num_workers: int = 0
     disable_tqdm: bool = False
+    max_bytes: float | None = None
 
     def split(
         self,
@@ -65,15 +70,22 @@ class SplitEncoder:
         description: str = "Encoding",
         encode: BatchEncoder | None = None,
     ) -> EncodedSplit:
-        """Encodes every image and every caption of a split, once each; see `batches`."""
-        images = [images for images, _ in self.batches(split.images(), description, encode)]
-        texts = [texts for _, texts in self.batches(split.captions(), description, encode)]
+        """Encodes every image and every caption of a split, once each; see `batches`.
+
+        Features are kept once, without padding; what exceeds `max_bytes` per side goes to disk.
+        """
+        images = (images for images, _ in self.batches(split.images(), description, encode))
+        texts = (texts for _, texts in self.batches(split.captions(), description, encode))
         return EncodedSplit(
-            TokenFeatures.concatenate(images),
-            TokenFeatures.concatenate(texts),
+            PackedTokens.collect(images, self._limit),
+            PackedTokens.collect(texts, self._limit),
             split.text_to_image.to(self.model.device),
             split.gallery.to(self.model.device),
         )
+
+    @property
+    def _limit(self) -> float:
+        return psutil.virtual_memory().available / 3 if self.max_bytes is None else self.max_bytes
 
     @torch.no_grad()
     def batches(
@@ -152,15 +164,15 @@ def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> 
         split: In the encoder columns, see [`encoder_columns`].
         form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
     """
-    words = split.texts.features @ form.t().to(split.texts.features)
-    uniform = torch.ones(len(form), device=words.device)
-    met = replace(split, texts=TokenFeatures(words, split.texts.mask))
-    return evaluate_retrieval(model, met, uniform)
+    return evaluate_retrieval(model, split, torch.ones(len(form), device=model.device), form)
 
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
 ) -> dict[str, float]:
     """Ranks all captions for every image and all images for every caption.
 
@@ -168,6 +180,7 @@ def evaluate_retrieval(
         model: Gives the column weights, unless others are tried.
         split: From [`SplitEncoder.split`].
         column_weights: (D,) weights to try instead of the model's own.
+        form: B (D, D) that words are multiplied with first; None is the identity.
 
     Returns:
         R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
@@ -178,9 +191,48 @@ def evaluate_retrieval(
         rows = split.gallery == gallery
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
-        scores = model.score(split.images[rows], split.texts[columns], column_weights)
+        scores = split_scores(model, split, rows, columns, column_weights, form)
         per_gallery.append(retrieval_metrics(scores, row_of[split.text_to_image[columns]]))
     return {
         name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
         for name in per_gallery[0]
     }
+
+
+@torch.no_grad()
+def split_scores(
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    images: Tensor | None = None,
+    texts: Tensor | None = None,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
+) -> Tensor:
+    """Scores block by block, so that no more than a block of tokens is padded at a time.
+
+    Args:
+        model: Gives scores, and the column weights unless others are tried.
+        split: From [`SplitEncoder.split`].
+        images: (images,) True = chosen; None chooses all.
+        texts: (texts,) likewise.
+        column_weights: See `evaluate_retrieval`.
+        form: See `evaluate_retrieval`.
+
+    Returns:
+        (chosen images, chosen texts) fp32, on the model's device.
+    """
+    image_rows = _chosen(split.images, images)
+    text_rows = _chosen(split.texts, texts)
+    scores = torch.empty(len(image_rows), len(text_rows), device=model.device)
+    for row, some_images in split.images.blocks(image_rows):
+        patches = split.images[some_images].to(model.device)
+        for column, some_texts in split.texts.blocks(text_rows):
+            words = split.texts[some_texts].to(model.device)
+            if form is not None:
+                words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
+            scores[row, column] = model.score(patches, words, column_weights)
+    return scores
+
+
+def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:
+    return torch.arange(len(side)) if mask is None else mask.cpu().nonzero().flatten()
