@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel, set_seed
 
 from features import GRID
-from pico_hf.training.feature_cache import TokenStore
+from pico_hf.data.token_store import TokenStore
 from study import corpus_facts, row_numbers
 from towers import ROOT, SMALL, processor, vit_folder
 

@@ -23,6 +23,7 @@ from pico_hf.hub.adapter_loading import check_weights
 from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.evaluation import (
     SplitEncoder,
     evaluate_retrieval,
@@ -275,9 +276,8 @@ class PicoTrainer(Trainer):
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
         if isinstance(rows, CachedImageTextDataset):
             return rows
-        # Names with an underscore are never pushed.
-        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "_feature_cache"
-        return cache_token_features(self.split_encoder, rows, Path(folder))
+        folder = Path(self.args.feature_cache_dir or default_cache_dir())
+        return cache_token_features(self.split_encoder, rows, folder)
 
 
 def _tower_parameters(model: PicoModel) -> set[int]:
