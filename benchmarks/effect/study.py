@@ -117,7 +117,7 @@ class _Mean(Dataset):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus without its pictures' features: what a split needs to know of every row."""
+    """A corpus without its images' features: what a split needs to know of every row."""
 
     images: datasets.Dataset
     ids: list[str]

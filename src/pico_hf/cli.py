@@ -19,7 +19,7 @@ projections give them are the weighted ones then; cosines are only up to the fea
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; bad input is answered by one line.
+    """Runs one command; answers bad input with one line and exit code 1.
 
     Args:
         arguments: Of the command line; None takes the process's own.

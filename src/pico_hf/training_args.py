@@ -1,4 +1,4 @@
-"""Run knobs: what belongs to one training run and not to the model."""
+"""Arguments of one training run; what belongs to the model is in PicoConfig."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 @dataclass
 class PicoTrainingArguments(TrainingArguments):
-    """Defaults of image-text retrieval, and PICO's run knobs.
+    """`TrainingArguments` with the defaults of image-text retrieval, and PICO's own.
 
     The defaults follow the task's published recipe (LAPS, CVPR 2024): AdamW, weight decay 1e-4,
     learning rate 2e-4 for heads and a tenth of it for towers, gradient clip 2.0, batch 128.
@@ -82,7 +82,7 @@ class PicoTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Checks our own knobs after the stock ones."""
+        """Checks our own arguments after the stock ones."""
         super().__post_init__()
         if self.prototype_warmup_epochs < 0:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Whose columns prototypes were made for: a digest of an encoder's projections."""
+"""Tells encoders apart by their projections, which decide what a column means."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encoder_fingerprint(encoder: PreTrainedModel, projections: list[str]) -> dic
 
 
 def _in_force(encoder: PreTrainedModel, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Parameters under their plain names: of modules that peft keeps twice, the adapter's copy."""
+    """Maps plain names to parameters; of modules that peft keeps twice, to the adapter's copy."""
     plain = {}
     for name, value in parameters.items():
         path, copied, rest = name.partition(".modules_to_save.")

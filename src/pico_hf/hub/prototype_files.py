@@ -1,4 +1,4 @@
-"""Prototypes as files of their own: two in a folder or Hub repository, checked before use."""
+"""Prototypes as two files in a folder or Hub repository, without their encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
 
 
 class _EncoderLink:
-    """The encoder beside the prototypes, held weakly: no part of their state, not saved with it."""
+    """A weak reference to the encoder of some prototypes; it is neither state nor saved."""
 
     def __init__(self, encoder: PreTrainedModel | None = None) -> None:
         self._reference = weakref.ref(encoder) if encoder is not None else lambda: None
@@ -39,7 +39,7 @@ class _EncoderLink:
         return self._reference()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _EncoderLink:
-        """In a copied model the copied encoder; a copy of the prototypes alone keeps theirs."""
+        """Refers to the copied encoder if the model is copied, else to the same encoder."""
         encoder = self.encoder
         return _EncoderLink(memo.get(id(encoder), encoder))
 
@@ -88,7 +88,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     @classmethod
     def for_config(cls, config: PicoConfig, encoder: PreTrainedModel) -> PicoPrototypes:
-        """New prototypes for a model: K, R, estimator and τ of its configuration.
+        """Makes the prototypes that a model's configuration describes.
 
         Args:
             config: The model's configuration.
@@ -107,7 +107,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
             first.get(name, init.zeros_)(buffer)
 
     def place_beside(self, encoder: PreTrainedModel) -> None:
-        """Remembers, weakly, whose columns these prototypes weigh."""
+        """Remembers the encoder whose columns these prototypes weigh."""
         self._link = _EncoderLink(encoder)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a folder of cached features holds, and how to be rid of it."""
+"""Lists and deletes cached features."""
 
 from __future__ import annotations
 

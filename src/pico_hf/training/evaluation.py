@@ -1,4 +1,4 @@
-"""A retrieval split → token features → metrics, the same for training, trials and final numbers."""
+"""Encodes a retrieval split and scores it: one path for training, trials and final numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one iteration of the construction looks at, and when a training run calls it."""
+"""Builds column weights, judges them on the dev split, and decides when a run does so."""
 
 from __future__ import annotations
 
