@@ -137,7 +137,7 @@ def _package_link() -> str:
         about = metadata("pico-hf")
     except PackageNotFoundError:  # a source folder
         return "pico_hf"
-    pages = [about.get("Home-page"), *(about.get_all("Project-URL") or [])]
+    pages = [*(about.get_all("Home-page") or []), *(about.get_all("Project-URL") or [])]
     page = next((page.rpartition(",")[2].strip() for page in pages if page), None)
     return f"[pico_hf]({page})" if page else "pico_hf"
 

@@ -40,7 +40,7 @@ class TokenFeatures:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be boolean, got {self.mask.dtype}. Pass mask.bool() (True = real token)."
+                f"`mask` must be boolean, got {self.mask.dtype}. Pass mask.bool(): True = real."
             )
         if self.mask.shape != self.features.shape[:2]:
             raise ValueError(
