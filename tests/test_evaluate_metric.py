@@ -67,6 +67,17 @@ def test_embeddings_are_compared_by_their_cosine(load):
     assert result == retrieval_metrics(cosines, index)
 
 
+def test_images_of_one_identity_do_not_compete(load):
+    scores, index = random_retrieval(6, 14, seed=0, levels=2)
+    names = ["mug", None, "mug", float("nan"), "pen", ""]
+    expected = retrieval_metrics(scores, index, torch.tensor([0, 1, 0, 2, 3, 4]))
+    assert expected != retrieval_metrics(scores, index)
+    result = load().compute(predictions=scores.t(), references=index, image_ids=names)
+    assert result == expected
+    numbers = torch.tensor([5, 1, 5, 2, 3, 4])
+    assert load().compute(predictions=scores.t(), references=index, image_ids=numbers) == expected
+
+
 def test_logits_of_a_model_are_scored_as_they_are(load):
     logits = torch.randn(4, 4, requires_grad=True)
     result = load().compute(predictions=logits.t(), references=range(4))

@@ -13,7 +13,7 @@ _ROWS = 64  # images compared at a time: a whole comparison would be counted thr
 def text_to_image_ranks(
     scores: Float[Tensor, "images texts"],
     text_to_image: Int[Tensor, " captions"],
-    image_ids: Int[Tensor, " images"] | None = None,
+    image_ids: Int[Tensor, " identities"] | None = None,
 ) -> Int[Tensor, " captions"]:
     """Rank of each text's image among all images, from 1.
 
@@ -48,7 +48,7 @@ def text_to_image_ranks(
 def image_to_text_ranks(
     scores: Float[Tensor, "images texts"],
     text_to_image: Int[Tensor, " captions"],
-    image_ids: Int[Tensor, " images"] | None = None,
+    image_ids: Int[Tensor, " identities"] | None = None,
 ) -> Int[Tensor, " images"]:
     """Rank of each image's best-ranked caption among the captions of other images, from 1.
 
@@ -104,7 +104,7 @@ def recall_at_k(ranks: Int[Tensor, " queries"], k: int) -> float:
 def retrieval_metrics(
     scores: Float[Tensor, "images texts"],
     text_to_image: Int[Tensor, " captions"],
-    image_ids: Int[Tensor, " images"] | None = None,
+    image_ids: Int[Tensor, " identities"] | None = None,
 ) -> dict[str, float]:
     """Recall@1/5/10 and median rank both ways, and rSum, the sum of the six recalls.
 

@@ -125,7 +125,8 @@ class ImageTextDataset(Dataset):
         self.text_to_image: Tensor = torch.repeat_interleave(torch.arange(len(counts)), counts)
         self.image_ids = identity_codes(identities)
         self.gallery = identity_codes([f"gallery {name}" for name in galleries])
-        self.image_order = torch.tensor(canonical_order(self._digests, galleries, identities))
+        order = canonical_order(self._digests, galleries, captions, identities)
+        self.image_order = torch.tensor(order)
         self.caption_order = self._order_captions(counts)
         ordered = counts[self.image_order]
         self._counts, self._starts = ordered.tolist(), (ordered.cumsum(0) - ordered).tolist()

@@ -51,32 +51,44 @@ def identity_codes(values: Sequence[Any]) -> Tensor:
 
 
 def rows_of_images(
-    digests: Sequence[str], names: Sequence[str | None], galleries: Sequence[str]
+    keys: Sequence[str], names: Sequence[str | None], galleries: Sequence[str]
 ) -> list[list[int]]:
     """Rows of each image, in order of first appearance.
 
-    Rows of one gallery with the same content are one image, unless they are named differently: a
-    placeholder may stand for several products. A row without a name takes that of its content.
+    Rows of one gallery with the same path or content are one image, unless they are named
+    differently: a placeholder may stand for several products. A row without a name takes the name
+    of another row of its image.
 
     Args:
-        digests: Content of each row's image.
+        keys: Path or content of each row's image.
         names: What the user calls it, None where that is missing.
         galleries: Of each row.
     """
     known: dict[tuple[str, str], str] = {}
-    for key, name in zip(zip(galleries, digests, strict=True), names, strict=True):
+    for place, name in zip(zip(galleries, keys, strict=True), names, strict=True):
         if name is not None:
-            known[key] = min(name, known.get(key, name))  # the same in whatever order of rows
+            known[place] = min(name, known.get(place, name))  # the same in whatever order of rows
     images: dict[Hashable, list[int]] = {}
-    for row, (gallery, digest, name) in enumerate(zip(galleries, digests, names, strict=True)):
-        found = name if name is not None else known.get((gallery, digest))
-        images.setdefault((gallery, digest, found), []).append(row)
+    for row, (gallery, key, name) in enumerate(zip(galleries, keys, names, strict=True)):
+        found = name if name is not None else known.get((gallery, key))
+        images.setdefault((gallery, key, found), []).append(row)
     return list(images.values())
 
 
 def canonical_order(
-    digests: Sequence[str], galleries: Sequence[str], identities: Sequence[str]
+    digests: Sequence[str],
+    galleries: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    identities: Sequence[str],
 ) -> list[int]:
-    """Rows in an order that depends on their content alone and not on how they were listed."""
-    keys = list(zip(digests, galleries, identities, strict=True))
+    """Images in an order that depends on their content alone and not on how rows list them.
+
+    Args:
+        digests: Of each image's content; the rest only tells apart those of equal content.
+        galleries: Of each image.
+        captions: Of each image, in any order.
+        identities: Of each image.
+    """
+    texts = [sorted(own) for own in captions]
+    keys = list(zip(digests, galleries, texts, identities, strict=True))
     return sorted(range(len(keys)), key=keys.__getitem__)

@@ -47,8 +47,8 @@ def load_image_text(
 ) -> datasets.Dataset:
     """Loads image-text pairs and checks every row before anything is trained or written.
 
-    Paths of images are relative to the file that names them. Rows of one image, by its content,
-    become one row with all their captions in order of appearance.
+    Paths of images are relative to the file that names them. Rows of one image, by its
+    path, else by its content, become one row with all their captions in order of appearance.
 
     Args:
         dataset_name: A data set folder or Hub repository.
@@ -216,9 +216,8 @@ def _made(
 def _one_row_per_image(found: _Found, good: list[int]) -> datasets.Dataset:
     """The readable rows, those of one image joined."""
     captions = {row: _captions(row, found.captions[row]) for row in good}
-    digests = {row: found.reads[row].digest or "" for row in good}
     groups = rows_of_images(
-        [digests[row] for row in good],
+        [found.reads[row].key for row in good],
         [found.names[row] for row in good],
         [found.galleries[row] for row in good],
     )
@@ -231,9 +230,9 @@ def _one_row_per_image(found: _Found, good: list[int]) -> datasets.Dataset:
         kept.append(first)
         names = [name for row in rows if (name := found.names[row]) is not None]
         facts["captions"][first] = [caption for row in rows for caption in captions[row]]
-        facts["image_id"][first] = names[0] if names else f"image {digests[first]}"
+        facts["image_id"][first] = names[0] if names else f"image {found.reads[first].key}"
         facts["gallery"][first] = found.galleries[first]
-        facts["digest"][first] = digests[first]
+        facts["digest"][first] = found.reads[first].digest
     # Columns are added before rows are chosen: afterwards every image would be copied.
     checked, text = found.images, datasets.Value("string")
     for name in COLUMNS[1:]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from pico_hf.data.identity import content_digest, pixel_digest
 from pico_hf.data.images import as_rgb, image_problem, is_url
 
 _LONGEST_PATH = 4096  # characters; what is longer is no path but content
+_READ_TWICE = 8  # rows: an image that is flipped every other time changes in one of them
 _LONGEST_REASON = 200  # characters of a message
 
 
@@ -23,12 +25,14 @@ class Read(NamedTuple):
     """What was found where an image should be.
 
     Attributes:
-        digest: Equal for equal content; None where nothing could be read.
         problem: None if the image is good.
+        digest: Equal for equal content; empty where nothing could be read.
+        key: Equal for one image: of its path, or of its content where it has none.
     """
 
-    digest: str | None
     problem: str | None
+    digest: str = ""
+    key: str = ""
 
 
 class EncodedReader:
@@ -41,7 +45,7 @@ class EncodedReader:
     def read(self, value: dict[str, Any] | None) -> Read:
         """One value of a `datasets.Image(decode=False)` column."""
         if value is None or (value["bytes"] is None and not value["path"]):
-            return Read(None, "there is none")
+            return Read("there is none")
         if value["bytes"] is not None:
             return self._content(value["bytes"])
         path = value["path"]
@@ -51,24 +55,23 @@ class EncodedReader:
 
     def _file(self, path: str) -> Read:
         if is_url(path):
-            return Read(None, image_problem({"bytes": None, "path": path}))
+            return Read(image_problem({"bytes": None, "path": path}))
         if len(path) > _LONGEST_PATH:
             return Read(
-                None,
                 f"a text of {len(path)} characters is no path; if it is base64, turn it to bytes "
                 "with `base64.b64decode` in `datasets.Dataset.map`",
             )
         try:
-            return self._content(Path(path).read_bytes())
+            return self._content(Path(path).read_bytes())._replace(key=_path_key(path))
         except (OSError, ValueError) as error:
-            return Read(None, shortened(str(error)))
+            return Read(shortened(str(error)))
 
     def _content(self, content: bytes) -> Read:
         digest = content_digest(content)
         if digest not in self._problems:
             problem = image_problem({"bytes": content, "path": None})
             self._problems[digest] = None if problem is None else shortened(problem)
-        return Read(digest, self._problems[digest])
+        return Read(self._problems[digest], digest, digest)
 
 
 def read_encoded(values: Sequence[dict[str, Any] | None]) -> list[Read]:
@@ -97,21 +100,20 @@ def read_made(
 ) -> Iterator[MadeRow]:
     """Reads rows through their transform, as training will.
 
-    An image that is stored under its column's name keeps the digest of what is stored, however it
-    is turned or cut on the fly; one that the transform makes from nothing has that of its pixels.
+    An image is known by its pixels as the transform makes them (a row's own crop of a photo is an
+    image of its own), or by what is stored where the transform draws them anew each time.
     """
-    stored = _stored(rows, image)
+    stored = _stored(rows, image) if _changes(rows, image) else None
     for number in _with_progress(range(len(rows)), len(rows)):
         try:
             row = rows[number]
-            found = Read(pixel_digest(as_rgb(row[image])), None)
+            pixels = pixel_digest(as_rgb(row[image]))
+            found = None if stored is None else _stored_read(stored[number])
         except (OSError, SyntaxError, ValueError) as error:  # of PIL, or of the transform
-            yield MadeRow(Read(None, shortened(str(error))), None, None, None)
+            yield MadeRow(Read(shortened(str(error))), None, None, None)
             continue
-        if stored is not None:
-            found = Read(_stored_digest(stored[number]) or found.digest, None)
         others = (None if name is None else row[name] for name in (identity, gallery))
-        yield MadeRow(found, row[caption], *others)
+        yield MadeRow(found or Read(None, pixels, pixels), row[caption], *others)
 
 
 class MadeImages:
@@ -157,19 +159,42 @@ def shortened(reason: str) -> str:
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
 
 
+def _changes(rows: datasets.Dataset, image: str) -> bool:
+    """Whether the transform makes other pixels when a row is read again."""
+    for number in range(min(_READ_TWICE, len(rows))):
+        try:
+            first, second = (pixel_digest(as_rgb(rows[number][image])) for _ in range(2))
+        except (OSError, SyntaxError, ValueError):
+            continue  # answered when this row is read
+        if first != second:
+            return True
+    return False
+
+
 def _stored(rows: datasets.Dataset, image: str) -> Sequence[dict[str, Any] | None] | None:
+    """The stored images that the transform starts from; None if there is no one such column."""
     raw = rows.with_format(None)
-    if not isinstance(raw.features.get(image), datasets.Image):
+    typed = [name for name, kind in raw.features.items() if isinstance(kind, datasets.Image)]
+    if image not in typed and len(typed) != 1:
         return None
-    return raw.cast_column(image, datasets.Image(decode=False))[image]
+    name = image if image in typed else typed[0]
+    return raw.cast_column(name, datasets.Image(decode=False))[name]
 
 
-def _stored_digest(value: dict[str, Any] | None) -> str | None:
-    if value is None:
+def _stored_read(value: dict[str, Any] | None) -> Read | None:
+    """Of an image that was good as the transform made it."""
+    if value is None or (value["bytes"] is None and not value["path"]):
         return None
     if value["bytes"] is not None:
-        return content_digest(value["bytes"])
-    return content_digest(Path(value["path"]).read_bytes())
+        digest = content_digest(value["bytes"])
+        return Read(None, digest, digest)
+    return Read(
+        None, content_digest(Path(value["path"]).read_bytes()), _path_key(value["path"])
+    )
+
+
+def _path_key(path: str) -> str:
+    return content_digest(os.path.normpath(os.path.abspath(path)))
 
 
 def _with_progress(values: Iterable[Any], total: int) -> Iterable[Any]:
