@@ -21,7 +21,7 @@ BUILDERS = {
     ".tsv": "csv",
 }
 OPTIONS: dict[str, dict[str, Any]] = {".tsv": {"sep": "\t"}}
-_PATHS = ("string", "large_string", "string_view")
+_OTHER_TEXTS = ("large_string", "string_view")
 
 
 def load_named_split(
@@ -34,17 +34,41 @@ def load_named_split(
         split: A split or a part of one, such as `"train[:100]"`.
         image_column: See `load_image_text`.
     """
-    builder = datasets.load_dataset_builder(name)
-    files = getattr(builder.config, "data_files", None) or {}
-    base = split.split("[")[0]
-    suffixes = {Path(str(file)).suffix for file in files.get(base, ())}
-    if not suffixes or not suffixes <= BUILDERS.keys() or _is_imagefolder(builder):
-        return datasets.load_dataset(name, split=split)
-    rows = load_files([str(file) for file in files[base]], image_column)
-    part = datasets.ReadInstruction.from_spec(split).to_absolute({base: len(rows)})
-    return rows.select(
-        [row for piece in part for row in range(len(rows))[piece.from_ or 0 : piece.to]]
-    )
+    tables = _tables(name, split.split("[")[0])
+    if not tables:
+        return _at_address(datasets.load_dataset(name, split=split), name, image_column)
+    rows = load_files(tables, image_column)
+    part = datasets.ReadInstruction.from_spec(split).to_absolute({split.split("[")[0]: len(rows)})
+    chosen = (range(len(rows))[piece.from_ : piece.to] for piece in part)
+    return rows.select(list(itertools.chain.from_iterable(chosen)))
+
+
+def _tables(name: str, split: str) -> list[str]:
+    """Files of rows in a local folder that name their images; none for other data sets."""
+    if not Path(name).is_dir():
+        return []
+    # A folder with more images than tables is an imagefolder to datasets, which then reads no
+    # table; only what is called metadata is its own.
+    for source in ({"path": name}, {"path": "csv", "data_dir": name}):
+        files = datasets.load_dataset_builder(**source).config.data_files or {}
+        paths = [Path(str(file)) for file in files.get(split, ())]
+        tables = [path for path in paths if path.suffix in BUILDERS]
+        if tables:
+            own = any(path.stem == "metadata" for path in tables)
+            return [] if own else [str(path) for path in tables]
+    return []
+
+
+def _at_address(
+    rows: datasets.Dataset, name: str, image_column: str | None
+) -> datasets.Dataset:
+    """Marks paths inside of a repository as such: they name no file of this machine."""
+    folder = str(Path(name).absolute()) if Path(name).is_dir() else f"hf://datasets/{name}"
+    try:
+        column = image_column or find_image_column(rows)
+    except ValueError:
+        return rows  # answered with all columns when they are checked
+    return resolve_paths(rows, column, folder) if column in rows.column_names else rows
 
 
 def load_files(files: Sequence[str], image_column: str | None = None) -> datasets.Dataset:
@@ -61,17 +85,15 @@ def load_files(files: Sequence[str], image_column: str | None = None) -> dataset
         _load_group(suffix, folder, list(group), image_column)
         for (suffix, folder), group in itertools.groupby(files, _kind_and_folder)
     ]
+    if len(parts) == 1:
+        return parts[0]
     try:
-        return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        return datasets.concatenate_datasets([_plain_texts(part) for part in parts])
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"`files` must have columns of the same types, and they differ ({error}). Load each "
             "kind of file alone, and join what comes with `datasets.concatenate_datasets`."
         ) from error
-
-
-def _is_imagefolder(builder: datasets.DatasetBuilder) -> bool:
-    return type(builder).__name__.lower().startswith("imagefolder")
 
 
 def _kind_and_folder(file: str) -> tuple[str, str]:
@@ -99,8 +121,7 @@ def resolve_paths(rows: datasets.Dataset, column: str, folder: str) -> datasets.
         column: Texts of any Arrow type, bytes, or both as `{"bytes", "path"}`.
         folder: Where the file lies, or its address.
     """
-    kind = getattr(rows.features[column], "dtype", None)
-    if kind in _PATHS and kind != "string":
+    if getattr(rows.features[column], "dtype", None) in _OTHER_TEXTS:
         rows = rows.cast_column(column, datasets.Value("string"))
     if not _holds_images(rows.features[column]):
         return rows
@@ -112,8 +133,15 @@ def resolve_paths(rows: datasets.Dataset, column: str, folder: str) -> datasets.
     def resolve(batch: dict[str, list[dict[str, Any] | None]]) -> dict[str, list[Any]]:
         return {column: [_resolved(value, folder) for value in batch[column]]}
 
-    # `input_columns` alone would decode nothing else, but a map keeps all columns in place.
     return rows.map(resolve, batched=True, keep_in_memory=True, desc="Resolving image paths")
+
+
+def _plain_texts(rows: datasets.Dataset) -> datasets.Dataset:
+    """One type for all texts: writers of files differ in it."""
+    for name, feature in rows.features.items():
+        if getattr(feature, "dtype", None) in _OTHER_TEXTS:
+            rows = rows.cast_column(name, datasets.Value("string"))
+    return rows
 
 
 def _holds_images(feature: Any) -> bool:
