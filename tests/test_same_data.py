@@ -68,7 +68,9 @@ def run(form: str, folder, estimator: str, freeze: bool):
     )
     torch.manual_seed(0)
     trainer = PicoTrainer(
-        PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=16, estimator=estimator),
+        PicoModel.from_encoder(
+            tiny_encoder(), num_prototypes=3, probe_size=16, estimator=estimator
+        ),
         PicoTrainingArguments(
             output_dir=str(folder / "run"),
             num_train_epochs=3,

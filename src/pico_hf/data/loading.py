@@ -294,9 +294,7 @@ def _readable(reads: Sequence[Read], skip_bad_images: bool) -> list[int]:
         return list(range(len(reads)))
     first = f"Row {bad[0]} has an image that cannot be read ({reads[bad[0]].problem})"
     if not skip_bad_images:
-        raise ValueError(
-            f"{first}. Repair it, or leave such rows out with `skip_bad_images=True`."
-        )
+        raise ValueError(f"{first}. Repair it, or leave such rows out with `skip_bad_images=True`.")
     if len(bad) == len(reads):
         raise ValueError(
             f"{first}, and so has every other row: with `skip_bad_images` nothing is left. Name "

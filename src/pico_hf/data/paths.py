@@ -59,9 +59,7 @@ def _tables(name: str, split: str) -> list[str]:
     return []
 
 
-def _at_address(
-    rows: datasets.Dataset, name: str, image_column: str | None
-) -> datasets.Dataset:
+def _at_address(rows: datasets.Dataset, name: str, image_column: str | None) -> datasets.Dataset:
     """Marks paths inside of a repository as such: they name no file of this machine."""
     folder = str(Path(name).absolute()) if Path(name).is_dir() else f"hf://datasets/{name}"
     try:

@@ -141,9 +141,7 @@ def is_made_on_the_fly(rows: datasets.Dataset) -> bool:
     return kind == "custom" and not isinstance(options.get("transform"), MadeImages)
 
 
-def made_columns(
-    rows: datasets.Dataset, image: str | None, caption: str | None
-) -> tuple[str, str]:
+def made_columns(rows: datasets.Dataset, image: str | None, caption: str | None) -> tuple[str, str]:
     """Which columns of a row made on the fly hold image and captions."""
     row = rows[0]
     image, caption = find_in_row(row, image, caption)
@@ -188,9 +186,7 @@ def _stored_read(value: dict[str, Any] | None) -> Read | None:
     if value["bytes"] is not None:
         digest = content_digest(value["bytes"])
         return Read(None, digest, digest)
-    return Read(
-        None, content_digest(Path(value["path"]).read_bytes()), _path_key(value["path"])
-    )
+    return Read(None, content_digest(Path(value["path"]).read_bytes()), _path_key(value["path"]))
 
 
 def _path_key(path: str) -> str:

@@ -46,7 +46,9 @@ def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
     return split
 
 
-def check_train_split(split: ImageTextDataset | Mapping[str, Any], args: PicoTrainingArguments) -> None:
+def check_train_split(
+    split: ImageTextDataset | Mapping[str, Any], args: PicoTrainingArguments
+) -> None:
     """Refuses several splits at once, and a split that gives no batch."""
     if isinstance(split, Mapping):
         raise ValueError(
