@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,19 +29,25 @@ BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A whole split as token features.
+    """A whole split as token features, in canonical order (see [`ImageTextDataset`]).
 
     Attributes:
         images: All images, once each.
         texts: All captions.
         text_to_image: (texts,) row of `images` that each caption belongs to.
         gallery: (images,) which images are ranked together.
+        image_ids: (images,) identity; images of one identity do not compete. None = all different.
+        image_rows: (images,) row of each image in `ImageTextDataset.images()`; None = the same.
+        caption_rows: (texts,) row of each text in `ImageTextDataset.captions()`; None = the same.
     """
 
     images: PackedTokens
     texts: PackedTokens
     text_to_image: Tensor
     gallery: Tensor
+    image_ids: Tensor | None = None
+    image_rows: Tensor | None = None
+    caption_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -74,13 +81,18 @@ class SplitEncoder:
 
         Features are kept once, without padding; what exceeds `max_bytes` per side goes to disk.
         """
-        images = (images for images, _ in self.batches(split.images(), description, encode))
-        texts = (texts for _, texts in self.batches(split.captions(), description, encode))
+        rows, captions = split.in_order()
+        images = (images for images, _ in self.batches(rows, description, encode))
+        texts = (texts for _, texts in self.batches(captions, description, encode))
+        order, device = split.image_order, self.model.device
         return EncodedSplit(
             PackedTokens.collect(images, self._limit),
             PackedTokens.collect(texts, self._limit),
-            split.text_to_image.to(self.model.device),
-            split.gallery.to(self.model.device),
+            split.ordered_text_to_image.to(device),
+            split.gallery[order].to(device),
+            split.image_ids[order].to(device),
+            order.to(device),
+            split.caption_order.to(device),
         )
 
     @property
@@ -147,12 +159,13 @@ def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
 
 def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
     """What the images and captions of a split vary in and share, in the encoder columns."""
-    images = encoder.batches(split.images(), "Moments of images", encoder_columns)
-    captions = encoder.batches(split.captions(), "Moments of captions", encoder_columns)
+    rows, texts = split.in_order()
+    images = encoder.batches(rows, "Moments of images", encoder_columns)
+    captions = encoder.batches(texts, "Moments of captions", encoder_columns)
     return PairMoments(
         TokenMoments.of(image for image, _ in images),
         TokenMoments.of(text for _, text in captions),
-        split.text_to_image,
+        split.ordered_text_to_image,
     )
 
 
@@ -192,9 +205,11 @@ def evaluate_retrieval(
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
         scores = split_scores(model, split, rows, columns, column_weights, form)
-        per_gallery.append(retrieval_metrics(scores, row_of[split.text_to_image[columns]]))
+        owners = row_of[split.text_to_image[columns]]
+        per_gallery.append(retrieval_metrics(scores, owners, _shared(split.image_ids, rows)))
+    # An exact sum: the order of galleries changes no bit of it.
     return {
-        name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
+        name: math.fsum(metrics[name] for metrics in per_gallery) / len(per_gallery)
         for name in per_gallery[0]
     }
 
@@ -236,3 +251,11 @@ def split_scores(
 
 def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:
     return torch.arange(len(side)) if mask is None else mask.cpu().nonzero().flatten()
+
+
+def _shared(image_ids: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Identities of a gallery's images, None if no two of them share one."""
+    if image_ids is None:
+        return None
+    ids = image_ids[rows]
+    return ids if len(ids.unique()) < len(ids) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pico_hf.data.dataset import ImageTextDataset
@@ -45,8 +46,16 @@ def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
     return split
 
 
-def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
-    """Refuses a training split that is smaller than a batch."""
+def check_train_split(
+    split: ImageTextDataset | Mapping[str, Any], args: PicoTrainingArguments
+) -> None:
+    """Refuses several splits at once, and a training split that is smaller than a batch."""
+    if isinstance(split, Mapping):
+        first = next(iter(split), "train")
+        raise ValueError(
+            f"`train_dataset` must be one split, got a {type(split).__name__} of "
+            f"{', '.join(map(str, split))}. Choose one, as in `data[{first!r}]`."
+        )
     if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
         raise ValueError(
             f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
