@@ -38,11 +38,11 @@ from pico_hf import (
     PicoModel,
     PicoTrainer,
     PicoTrainingArguments,
+    load_image_text,
     pico_lora_config,
 )
 from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.cards.publishing import run_facts
-from pico_hf.data.loading import load_image_text
 from pico_hf.hub.adapter_files import import_peft
 
 HERE = Path(__file__).resolve().parent
