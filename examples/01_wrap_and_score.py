@@ -39,9 +39,14 @@ def main(images: Sequence[str], texts: Sequence[str], encoder: str = CLIP) -> Te
     return scores
 
 
-if __name__ == "__main__":
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line; they are the arguments of `main`."""
     parser = argparse.ArgumentParser(description="Scores images with texts.")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--texts", nargs="+", required=True, help="texts to compare them with")
     parser.add_argument("--encoder", default=CLIP, help="folder or Hub repository")
-    main(**vars(parser.parse_args()))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(**vars(parse_arguments()))

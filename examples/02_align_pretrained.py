@@ -9,6 +9,7 @@ scored before and after. The aligned model is written to `outputs/aligned`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from transformers import AutoProcessor
 
@@ -45,10 +46,15 @@ def main(
     return before, after
 
 
-if __name__ == "__main__":
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line; they are the arguments of `main`."""
     parser = argparse.ArgumentParser(description="Aligns an encoder without training it.")
     parser.add_argument("pairs_file", help="image-text pairs: parquet, jsonl, csv or a folder")
     parser.add_argument("--test_file", required=True, help="other pairs, to be scored")
     parser.add_argument("--output_dir", default="outputs/aligned", help="for the aligned model")
     parser.add_argument("--encoder", default=CLIP, help="folder or Hub repository")
-    main(**vars(parser.parse_args()))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(**vars(parse_arguments()))

@@ -10,6 +10,7 @@ model card; `pico_hf.load_adapter_model("me/pico-adapter")` fetches it together 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from peft import get_peft_model
@@ -57,10 +58,15 @@ def main(
     return trainer
 
 
-if __name__ == "__main__":
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command line; they are the arguments of `main`."""
     parser = argparse.ArgumentParser(description="Trains a LoRA adapter and pushes it.")
     parser.add_argument("train_file", help="image-text pairs: parquet, jsonl, csv or a folder")
     parser.add_argument("dev_file", help="other pairs, for feedback")
     parser.add_argument("repository", help="owner/name on the Hub")
     parser.add_argument("--encoder", default=CLIP, help="Hub repository")
-    main(**vars(parser.parse_args()))
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main(**vars(parse_arguments()))

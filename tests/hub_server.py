@@ -119,7 +119,13 @@ class Hub:
         self.server.server_close()
 
     def run_client(
-        self, script: str, folder: Path, *arguments: str, home: str = "home", **env: str
+        self,
+        script: str,
+        folder: Path,
+        *arguments: str,
+        home: str = "home",
+        timeout: float = 110,
+        **env: str,
     ) -> str:
         """Runs a script in a fresh process whose Hub this is, and returns what it prints.
 
@@ -142,7 +148,7 @@ class Hub:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=timeout,
         )
         assert done.returncode == 0, done.stderr[-6000:]
         return done.stdout
