@@ -9,15 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -117,41 +113,6 @@ class Hub:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-
-    def run_client(
-        self,
-        script: str,
-        folder: Path,
-        *arguments: str,
-        home: str = "home",
-        timeout: float = 110,
-        **env: str,
-    ) -> str:
-        """Runs a script in a fresh process whose Hub this is, and returns what it prints.
-
-        Its working folder is `folder`; its cache is `folder/home`.
-        """
-        settings = {
-            "HF_ENDPOINT": self.endpoint,
-            "HF_TOKEN": "writer",
-            "HF_HOME": str(folder / home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments],
-            env={**os.environ, **settings, **env},
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, done.stderr[-6000:]
-        return done.stdout
 
     def fail(self, where: str, kind: str, times: int = 1) -> None:
         """Plans a fault."""

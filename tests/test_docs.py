@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run_pico
+from hub_client import run_client
 from hub_server import Hub
 from pages import PAGES, ROOT, blocks
 from pico_hf import cli
@@ -36,7 +37,8 @@ def failures(tmp_path_factory) -> dict[str, str]:
         "print(json.dumps(run_pages(sys.argv[1:], Path.cwd())))"
     )
     try:
-        return json.loads(hub.run_client(script, folder, *WITH_PYTHON, timeout=300).splitlines()[-1])
+        output = run_client(hub, script, folder, *WITH_PYTHON, timeout=300)
+        return json.loads(output.splitlines()[-1])
     finally:
         hub.close()
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
+from hub_client import run_client
 from hub_server import Hub
 from pico_hf import PicoModel
 from tiny import tiny_encoder, tiny_processor, tiny_rows
@@ -101,7 +102,7 @@ def test_the_third_example_pushes_an_adapter_that_can_be_pulled(tmp_path):
     hub = Hub()
     hub.tokens["writer"][1].update({"me", "openai"})
     try:
-        hub.run_client(PUSH, tmp_path, str(FOLDER / "03_lora_and_push.py"))
+        run_client(hub, PUSH, tmp_path, str(FOLDER / "03_lora_and_push.py"))
         files = hub.files("me/pico-adapter")
     finally:
         hub.close()

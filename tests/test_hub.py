@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
+from hub_client import run_client
 from hub_server import Entry, Hub
 
 START = """
@@ -50,7 +51,7 @@ def run(hub, tmp_path):
     """Runs a script in a fresh process with an empty cache, unless `home` names a used one."""
 
     def start(script: str, *arguments: str, home: str = "home", start: str = START, **env: str):
-        return hub.run_client(start + script, tmp_path, *arguments, home=home, **env)
+        return run_client(hub, start + script, tmp_path, *arguments, home=home, **env)
 
     return start
 
