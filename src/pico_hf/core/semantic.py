@@ -56,8 +56,8 @@ class ColumnStatistics:
 def column_statistics(images: TokenFeatures, texts: TokenFeatures) -> ColumnStatistics:
     """Computes the statistics of matched pairs: row r of `images` belongs to row r of `texts`.
 
-    A pair with P⁺ positive and P⁻ negative patches, W⁺ positive and W⁻ negative words in a column
-    has P⁺W⁺ + P⁻W⁻ positive products there, so the cost is O((patches + words)·D). A product of exactly
+    In a column, a pair with P⁺ positive and P⁻ negative patches, W⁺ positive and W⁻ negative words
+    has P⁺W⁺ + P⁻W⁻ positive products, so the cost is O((patches + words)·D). A product of exactly
     zero is not positive. Padding is left out. No gradient flows.
 
     Args:

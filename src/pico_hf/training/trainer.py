@@ -259,10 +259,10 @@ class PicoTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Writes a page with the run's numbers and plots; one written by somebody else stays.
+        """Writes a model card with the run's numbers and plots; a card of the user stays unchanged.
 
         Args:
-            model_name: Title.
+            model_name: Title; None takes the name of the repository or of the output folder.
             kwargs: Of `Trainer.create_model_card`: `language`, `license` and `tags` are used.
         """
         if not self.is_world_process_zero():
