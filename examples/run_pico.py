@@ -43,6 +43,7 @@ from pico_hf import (
 )
 from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.cards.publishing import run_facts
+from pico_hf.cards.redaction import last_part
 from pico_hf.hub.adapter_files import import_peft
 
 HERE = Path(__file__).resolve().parent
@@ -280,7 +281,7 @@ def add_results(
 def facts(
     trainer: PicoTrainer, results: Any, model_args: ModelArguments, data_args: DataArguments
 ) -> ModelFacts:
-    """What the model card tells about this run."""
+    """What the model card shows of this run."""
     model = trainer.pico_model
     known = run_facts(model, trainer.args, trainer.state, Path(trainer.args.output_dir).name)
     arguments = {name: value for name, value in known.arguments.items() if name != "step"}
@@ -296,11 +297,12 @@ def facts(
     )
 
 
-def dataset_name(args: DataArguments) -> str:
-    """The named data set, the folder of the training files, or the embedded drawings."""
-    if args.train_file:
-        return Path(args.train_file[0]).resolve().parent.name
-    return args.dataset_name or "emoji-styles"
+def dataset_name(args: DataArguments) -> str | None:
+    """The named data set, the folder that holds the training files, or the embedded drawings."""
+    if not args.train_file:
+        return args.dataset_name or "emoji-styles"
+    file = Path(args.train_file[0])
+    return last_part(file if file.is_dir() else file.parent) or None
 
 
 def commit() -> str:
