@@ -19,6 +19,7 @@ from pico_hf.core.semantic import column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
 from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.encoders.checkpointing import set_gradient_checkpointing
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
 from pico_hf.encoders.inputs import image_inputs
 from pico_hf.hub import loading
@@ -40,6 +41,7 @@ class PicoPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ("prototypes",)
+    _set_gradient_checkpointing = set_gradient_checkpointing
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+SMALLER_IS_BETTER = ("loss", "median_rank")
 
 
 @dataclass
@@ -41,16 +44,27 @@ class PicoTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Rows encoded at a time."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When the dev split is scored."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
+    eval_strategy: str | None = field(
+        default=None, metadata={"help": "When the dev split is scored; default: each epoch."}
+    )
+    save_strategy: str | None = field(
+        default=None, metadata={"help": "When a checkpoint is written; default: as eval_strategy."}
+    )
+    save_steps: float | None = field(
+        default=None, metadata={"help": "Steps between checkpoints; default: as eval_steps."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "End with the checkpoint of the best dev rSum."}
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={"help": "End with the checkpoint of the best dev rSum; default: if there is one."},
     )
     metric_for_best_model: str | None = field(
-        default="eval_rsum", metadata={"help": "Metric that picks the best checkpoint."}
+        default="eval_rsum",
+        metadata={"help": "Picks the best checkpoint; of several dev splits the first one's."},
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "rSum: more is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Default: False for losses and median ranks, else True."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep image and caption columns for the collator."}
     )
@@ -80,7 +94,9 @@ class PicoTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Checks our own knobs after the stock ones."""
+        """Fits what was not given to what was, then checks our own knobs after the stock ones."""
+        self.evaluation_given = self.eval_strategy is not None
+        self._fit_evaluation()
         super().__post_init__()
         if self.prototype_warmup_epochs < 0:
             raise ValueError(
@@ -93,3 +109,41 @@ class PicoTrainingArguments(TrainingArguments):
                 "`per_device_train_batch_size` must be >= 2, got "
                 f"{self.per_device_train_batch_size}: the other pairs of a batch are its negatives."
             )
+        if self.tower_learning_rate is not None and self.tower_learning_rate < 0:
+            raise ValueError(f"`tower_learning_rate` must be >= 0, got {self.tower_learning_rate}.")
+
+    def _fit_evaluation(self) -> None:
+        """Makes evaluation, saving and the choice of the best model fit each other.
+
+        A default never contradicts what was given: saving follows evaluation or the other way
+        round, and the best model is loaded at the end if there are scores of saved checkpoints.
+        """
+        given, saved = (_value(name) for name in (self.eval_strategy, self.save_strategy))
+        follows = saved in ("steps", "epoch") and self.load_best_model_at_end is not False
+        self.eval_strategy = given or (saved if follows else "epoch")
+        scored = _value(self.eval_strategy)
+        self.save_strategy = saved or (scored if scored != "no" else "epoch")
+        if scored == "steps" and self.eval_steps is None:
+            self.eval_steps = self.save_steps or self.logging_steps
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps if scored == "steps" else 500
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self._scores_checkpoints(scored)
+        plateau = _value(self.lr_scheduler_type) == "reduce_lr_on_plateau"
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or plateau):
+            self.metric_for_best_model = "eval_rsum"
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(SMALLER_IS_BETTER)
+
+    def _scores_checkpoints(self, scored: str) -> bool:
+        """Whether every checkpoint is written when the dev split is scored."""
+        saved = _value(self.save_strategy)
+        if scored == "no" or saved == "best":
+            return saved == "best" and scored != "no"
+        ratio = self.save_steps / self.eval_steps if scored == "steps" else 1
+        return saved == scored and abs(ratio - round(ratio)) < 1e-9
+
+
+def _value(name: Any) -> Any:
+    """The text of an enumeration's member; anything else as it is."""
+    return getattr(name, "value", name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,7 +158,6 @@ def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> 
     return evaluate_retrieval(model, met, uniform)
 
 
-@torch.no_grad()
 def evaluate_retrieval(
     model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
 ) -> dict[str, float]:
@@ -173,13 +172,56 @@ def evaluate_retrieval(
         R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
         mean over galleries.
     """
+    ranked = gallery_scores(model, split, column_weights)
+    return mean_metrics([retrieval_metrics(scores, own) for _, _, scores, own in ranked])
+
+
+def predict_retrieval(
+    model: PreTrainedModel, split: EncodedSplit
+) -> tuple[Tensor, dict[str, float]]:
+    """All scores of a split, and the metrics that `evaluate_retrieval` gives.
+
+    Args:
+        model: The model.
+        split: From [`SplitEncoder.split`].
+
+    Returns:
+        Scores (images, texts) fp32 on the CPU, -inf where an image and a text are in different
+        galleries and therefore never ranked together; and the metrics.
+    """
+    scores = torch.full((len(split.images), len(split.texts)), -torch.inf)
     per_gallery = []
+    for rows, columns, block, own in gallery_scores(model, split):
+        scores[rows.cpu().unsqueeze(1) & columns.cpu().unsqueeze(0)] = block.flatten().cpu()
+        per_gallery.append(retrieval_metrics(block, own))
+    return scores, mean_metrics(per_gallery)
+
+
+@torch.no_grad()
+def gallery_scores(
+    model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Scores each gallery by itself.
+
+    Args:
+        model: Gives the column weights, unless others are tried.
+        split: From [`SplitEncoder.split`].
+        column_weights: (D,) weights to try instead of the model's own.
+
+    Yields:
+        Which images (images,) and which texts (texts,) of the split are in the gallery, bool; their
+        scores; and the row of the scores that each of these texts belongs to.
+    """
     for gallery in split.gallery.unique():
         rows = split.gallery == gallery
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
         scores = model.score(split.images[rows], split.texts[columns], column_weights)
-        per_gallery.append(retrieval_metrics(scores, row_of[split.text_to_image[columns]]))
+        yield rows, columns, scores, row_of[split.text_to_image[columns]]
+
+
+def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every metric over galleries."""
     return {
         name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
         for name in per_gallery[0]

@@ -36,7 +36,7 @@ from pico_hf.training.evaluation import (
     evaluate_retrieval,
     pair_moments,
 )
-from pico_hf.training.splits import trial_part
+from pico_hf.training.splits import dev_metric, first_split, trial_part
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,22 @@ class Feedback:
     @property
     def dev_split(self) -> ImageTextDataset | None:
         """The split that feedback and checkpoint selection use."""
-        return next(iter(self.dev.values())) if isinstance(self.dev, Mapping) else self.dev
+        return first_split(self.dev)
 
     @property
     def metric(self) -> str:
         """Name of the dev split's rSum in the metrics of a run."""
-        return f"eval_{next(iter(self.dev))}_rsum" if isinstance(self.dev, Mapping) else "eval_rsum"
+        return dev_metric("rsum", self.dev)
+
+    @property
+    def starts_afresh(self) -> bool:
+        """Whether a run builds column weights anew; without a dev split it keeps what there are."""
+        return self.args.refine_prototypes and self.dev_split is not None
+
+    @property
+    def too_few_pairs(self) -> bool:
+        """Whether the training split is smaller than the probe set that prototypes have room for."""
+        return self.model.config.probe_size > len(self.train)
 
     def restart(self) -> None:
         """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
@@ -169,9 +179,9 @@ class FeedbackCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the prototypes afresh, unless the run is being resumed."""
+        """Starts the prototypes afresh, unless the run is being resumed or cannot build any."""
         self.training = True
-        if state.global_step == 0 and self.feedback().args.refine_prototypes:
+        if state.global_step == 0 and self.feedback().starts_afresh:
             self.feedback().restart()
 
     def on_epoch_begin(
@@ -212,8 +222,10 @@ class FeedbackCallback(TrainerCallback):
             return
         if self.feedback().dev_split is None:
             logger.warning(
-                "There is no `eval_dataset` to tell what canonical columns bring, so the encoder "
-                "columns stay as they are, with uniform weights."
+                "There is no `eval_dataset` to tell what canonical columns bring, so %s.",
+                "the columns and weights that the model came with stay as they are"
+                if int(self.feedback().model.prototypes.iteration)
+                else "the encoder columns stay as they are, with uniform weights",
             )
             return
         self.construct()

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import cache
 from typing import Any
 
+import torch
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training_args import PicoTrainingArguments
 
@@ -18,6 +25,112 @@ TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in t
 def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
     """Rows with image and caption columns as a retrieval split; one that is stays as it is."""
     return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
+
+
+def train_split(rows: Any, args: PicoTrainingArguments) -> ImageTextDataset:
+    """The training split, checked.
+
+    Args:
+        rows: One split: rows with image and caption columns, or a split as it is.
+        args: The run's knobs.
+
+    Raises:
+        ValueError: If there are several splits, or too few rows for a batch.
+    """
+    if isinstance(rows, Mapping):
+        raise ValueError(
+            f"`train_dataset` must be one split, got a {type(rows).__name__} of "
+            f"{', '.join(map(str, rows)) or 'nothing'}. Pass one of them, such as "
+            f"`data[{next(iter(rows), 'train')!r}]`."
+        )
+    split = as_pairs(rows, args.seed)
+    check_train_split(split, args)
+    return split
+
+
+def dev_splits(rows: Any, args: PicoTrainingArguments) -> Any:
+    """The dev split or a dict of them, checked; None if there is none.
+
+    Args:
+        rows: One split or a dict of splits.
+        args: The run's knobs.
+
+    Raises:
+        ValueError: If a dict holds no split, or if a split is too small.
+    """
+    if isinstance(rows, Mapping) and not rows:
+        raise ValueError("`eval_dataset` must hold a split, got an empty dict. Pass None instead.")
+    return each(lambda split: check_dev_split(as_pairs(split, args.seed)), rows)
+
+
+def each(function: Callable[[Any], Any], splits: Any) -> Any:
+    """Applies a function to one split, to each of a dict of splits, or to none."""
+    if isinstance(splits, Mapping):
+        return {name: function(split) for name, split in splits.items()}
+    return None if splits is None else function(splits)
+
+
+def first_split(splits: Any) -> Any:
+    """The split that feedback and checkpoint selection use: the first one of a dict of splits."""
+    return next(iter(splits.values())) if isinstance(splits, Mapping) else splits
+
+
+def dev_metric(name: str, splits: Any) -> str:
+    """Name of a metric of the first dev split, as a run logs it.
+
+    Args:
+        name: With or without `eval_`. A metric of a whole run's only split is that of the first
+            one, if there are several.
+        splits: A dev split or a dict of splits.
+    """
+    bare = name.removeprefix("eval_")
+    if isinstance(splits, Mapping) and bare in metric_names():
+        return f"eval_{next(iter(splits))}_{bare}"
+    return f"eval_{bare}"
+
+
+@cache
+def metric_names() -> tuple[str, ...]:
+    """Names of the metrics of a split."""
+    return tuple(retrieval_metrics(torch.eye(2), torch.arange(2)))
+
+
+def fit_to_dev(args: PicoTrainingArguments, dev: Any) -> PicoTrainingArguments:
+    """Arguments whose defaults fit the dev split: none, one, or a dict of splits.
+
+    Args:
+        args: What the user gave; it is not changed.
+        dev: The dev split or splits.
+
+    Returns:
+        The same object if nothing has to change.
+    """
+    changed: dict[str, Any] = {}
+    if dev is None and not args.evaluation_given:
+        changed = {"eval_strategy": IntervalStrategy.NO, "load_best_model_at_end": False}
+    elif isinstance(dev, Mapping) and args.metric_for_best_model is not None:
+        changed = {"metric_for_best_model": dev_metric(args.metric_for_best_model, dev)}
+    if all(getattr(args, name) == value for name, value in changed.items()):
+        return args
+    fitted = copy(args)
+    for name, value in changed.items():
+        setattr(fitted, name, value)
+    return fitted
+
+
+def check_best_metric(args: PicoTrainingArguments, dev: Any) -> None:
+    """Refuses a metric that no evaluation gives, before anything is trained for it."""
+    chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+    if dev is None or not chooses:
+        return
+    names = list(dev) if isinstance(dev, Mapping) else []
+    prefixes = [f"eval_{name}_" for name in names] or ["eval_"]
+    known = [prefix + metric for prefix in prefixes for metric in metric_names()]
+    if dev_metric(args.metric_for_best_model, dev) not in known:
+        raise ValueError(
+            f"`metric_for_best_model` must be a metric of `eval_dataset`, got "
+            f"{args.metric_for_best_model!r}. Pass one of {', '.join(known)}."
+        )
 
 
 def trial_part(split: ImageTextDataset) -> ImageTextDataset:
@@ -46,7 +159,12 @@ def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
 
 
 def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
-    """Refuses a split that gives no batch."""
+    """Refuses a split that gives no batch, or none with a negative."""
+    if len(split) < 2:
+        raise ValueError(
+            f"`train_dataset` must have at least 2 images, got {len(split)}: the other pairs of a "
+            "batch are its negatives."
+        )
     if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
         raise ValueError(
             f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
