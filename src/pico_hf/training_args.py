@@ -56,7 +56,9 @@ class PicoTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
     load_best_model_at_end: bool | None = field(
         default=None,
-        metadata={"help": "End with the checkpoint of the best dev rSum; default: if there is one."},
+        metadata={
+            "help": "End with the checkpoint of the best dev rSum; default: if there is one."
+        },
     )
     metric_for_best_model: str | None = field(
         default="eval_rsum",

@@ -21,6 +21,7 @@ from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 
 Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
+IMAGES_AT_A_TIME = 256  # of features that wait in the memory of the host
 BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
 
 
@@ -51,6 +52,9 @@ class SplitEncoder:
         batch_size: Rows at a time, >= 1.
         num_workers: Processes that decode images.
         disable_tqdm: True shows no progress bar.
+        accumulation_steps: Batches of features of a split that are kept on the model's device
+            before they are moved to the memory of the host, >= 1; None keeps all of them there.
+        multiprocessing_context: How those processes are started; None: as torch does.
     """
 
     model: PreTrainedModel
@@ -58,6 +62,8 @@ class SplitEncoder:
     batch_size: int = 64
     num_workers: int = 0
     disable_tqdm: bool = False
+    accumulation_steps: int | None = None
+    multiprocessing_context: str | None = None
 
     def split(
         self,
@@ -66,14 +72,25 @@ class SplitEncoder:
         encode: BatchEncoder | None = None,
     ) -> EncodedSplit:
         """Encodes every image and every caption of a split, once each; see `batches`."""
-        images = [images for images, _ in self.batches(split.images(), description, encode)]
-        texts = [texts for _, texts in self.batches(split.captions(), description, encode)]
-        return EncodedSplit(
-            TokenFeatures.concatenate(images),
-            TokenFeatures.concatenate(texts),
-            split.text_to_image.to(self.model.device),
-            split.gallery.to(self.model.device),
+        images = self._gather(
+            images for images, _ in self.batches(split.images(), description, encode)
         )
+        texts = self._gather(
+            texts for _, texts in self.batches(split.captions(), description, encode)
+        )
+        device = images.features.device
+        return EncodedSplit(images, texts, split.text_to_image.to(device), split.gallery.to(device))
+
+    def _gather(self, batches: Iterator[TokenFeatures]) -> TokenFeatures:
+        """All batches as one, on the model's device or in the memory of the host."""
+        done: list[TokenFeatures] = []
+        for number, batch in enumerate(batches, start=1):
+            done.append(batch)
+            if self.accumulation_steps and number % self.accumulation_steps == 0:
+                done = [TokenFeatures.concatenate([part.to("cpu") for part in done])]
+        if self.accumulation_steps:
+            done = [part.to("cpu") for part in done]
+        return TokenFeatures.concatenate(done)
 
     @torch.no_grad()
     def batches(
@@ -94,6 +111,7 @@ class SplitEncoder:
             batch_size=self.batch_size,
             collate_fn=self.collate,
             num_workers=self.num_workers,
+            multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
             generator=torch.Generator(),  # the default one belongs to the training run
         )
         training = self.model.training
@@ -216,8 +234,22 @@ def gallery_scores(
         rows = split.gallery == gallery
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
-        scores = model.score(split.images[rows], split.texts[columns], column_weights)
+        scores = _scores(model, split.images[rows], split.texts[columns], column_weights)
         yield rows, columns, scores, row_of[split.text_to_image[columns]]
+
+
+def _scores(
+    model: PreTrainedModel, images: TokenFeatures, texts: TokenFeatures, weights: Tensor | None
+) -> Tensor:
+    """Scores where the features are; the model's device takes the images of one block at a time."""
+    place, home = model.device, images.features.device
+    if place == home:
+        return model.score(images, texts, weights)
+    words = texts.to(place)
+    weights = None if weights is None else weights.to(place)
+    starts = range(0, len(images), IMAGES_AT_A_TIME)
+    blocks = (images[start : start + IMAGES_AT_A_TIME].to(place) for start in starts)
+    return torch.cat([model.score(block, words, weights).to(home) for block in blocks])
 
 
 def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:

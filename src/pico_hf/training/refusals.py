@@ -176,10 +176,12 @@ def _check_frozen(args: PicoTrainingArguments, model_init: Any, collator: Any) -
 
 
 def check_devices(args: PicoTrainingArguments, model: Any) -> None:
-    """Refuses several GPUs in one process, which would split a batch and its negatives.
+    """Refuses several GPUs in one process, and several processes that could not train together.
 
     Raises:
-        ValueError: If there are several, and the model is not spread over them.
+        ValueError: If one process sees several GPUs, over which the model is not spread: a batch
+            and its negatives would be split. If several processes checkpoint reentrantly, which
+            fails with parameters that no loss reaches.
     """
     places: Mapping[str, Any] = getattr(model, "hf_device_map", None) or {}
     spread = len({place for place in places.values() if place not in ("cpu", "disk")}) > 1
@@ -189,3 +191,16 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
             f"--nproc_per_node {args.n_gpu} your_script.py`, or show it one GPU with "
             "`CUDA_VISIBLE_DEVICES=0`."
         )
+    chosen = args.ddp_find_unused_parameters is not None or args.ddp_static_graph is not None
+    if args.world_size > 1 and _reentrant(args) and not chosen:
+        raise ValueError(
+            "`use_reentrant=True` does not go with several processes. Pass "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`."
+        )
+
+
+def _reentrant(args: PicoTrainingArguments) -> bool:
+    names = ("activation_checkpointing", "gradient_checkpointing")  # transformers renamed it
+    given = [getattr(args, f"{name}_kwargs", None) or {} for name in names]
+    used = any(getattr(args, name, None) for name in names)
+    return used and any(options.get("use_reentrant") is True for options in given)

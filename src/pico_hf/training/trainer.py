@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -106,6 +107,8 @@ class PicoTrainer(Trainer):
             if train is not None:
                 check_devices(args, model)
             data_collator = data_collator or self._collator(processing_class, model)
+        if kwargs.get("model_init") is not None:
+            kwargs["model_init"] = without_options(kwargs["model_init"])
         super().__init__(
             model=model,
             args=args,
@@ -140,7 +143,7 @@ class PicoTrainer(Trainer):
         """Checks what `model_init` gives, see `Trainer.call_model_init`."""
         model = super().call_model_init(trial)
         self._prepare(model, self.args)
-        if self.train_dataset is not None:  # at construction there is none yet
+        if getattr(self, "train_dataset", None) is not None:  # stock code sets it later
             self._fit_probe(model)
         return model
 
@@ -161,7 +164,9 @@ class PicoTrainer(Trainer):
 
     def _fit_probe(self, model: nn.Module) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
-        feedback = replace(self.feedback, encoder=replace(self.split_encoder, model=base_model(model)))
+        feedback = replace(
+            self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
+        )
         if feedback.too_few_pairs and feedback.starts_afresh and not feedback.canonical:
             feedback.restart()
 
@@ -224,9 +229,8 @@ class PicoTrainer(Trainer):
             of a prediction also all scores (images, texts), -inf across galleries, and as labels
             the image (texts,) of each caption.
         """
-        keeps_scores = not (self.args.prediction_loss_only or prediction_loss_only)
         split = self.split_encoder.split(dataloader.dataset, description)
-        if self.compute_metrics is None and not keeps_scores:
+        if prediction_loss_only and self.compute_metrics is None:
             metrics, scores, labels = evaluate_retrieval(self.pico_model, split), None, None
         else:
             scores, metrics = predict_retrieval(self.pico_model, split)
@@ -234,7 +238,9 @@ class PicoTrainer(Trainer):
             metrics |= self._metrics_of_user(scores, labels)
             scores, labels = scores.numpy(), labels.numpy()
         named = {
-            name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
+            name
+            if name.startswith(f"{metric_key_prefix}_")
+            else f"{metric_key_prefix}_{name}": value
             for name, value in metrics.items()
         }
         return EvalLoopOutput(scores, labels, metrics=named, num_samples=len(split.images))
@@ -282,6 +288,8 @@ class PicoTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             disable_tqdm=self.args.disable_tqdm,
+            accumulation_steps=self.args.eval_accumulation_steps,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -423,3 +431,12 @@ def _loss_of(outputs: Any) -> Tensor:
             f"{logits.shape[1]} texts. Make pairs of them in `data_collator`."
         )
     return logits.sum() * 0
+
+
+def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A function that makes a model of a trial or of nothing, as `Trainer` counts its arguments."""
+    parameters = inspect.signature(model_init).parameters.values()
+    optional = all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )
+    return (lambda: model_init()) if optional and len(parameters) > 1 else model_init
