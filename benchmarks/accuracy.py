@@ -46,8 +46,9 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=512)
     args = parser.parse_args()
     split = encoded(args.file, args.images, args.columns)
-    wide = [TokenFeatures(s.features.double(), s.mask) for s in (split.images, split.texts)]
-    scores, exact = similarity(split.images, split.texts), similarity(*wide)
+    sides = split.images[:], split.texts[:]
+    wide = [TokenFeatures(side.features.double(), side.mask) for side in sides]
+    scores, exact = similarity(*sides), similarity(*wide)
     owner = split.text_to_image
     print(f"{len(split.images)} images × {len(split.texts)} texts")
     print(f"largest difference of a score: {float((scores - exact).abs().max()):.1e}")

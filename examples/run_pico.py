@@ -165,12 +165,10 @@ def main() -> None:
     if args.do_train and data_args.compare_base and not twin:
         base_args = copy.copy(args)
         base_args.output_dir = str(Path(args.output_dir) / "_base")
-        base_args.feature_cache_dir = feature_cache(args)
         base_args.refine_prototypes = base_args.push_to_hub = False
         base = PicoTrainer(copy.deepcopy(model), base_args, **data, processing_class=processor)
         base.train()
         add_results(results, "base", base, splits)
-    args.feature_cache_dir = feature_cache(args)
     trainer = PicoTrainer(model, args, **data, processing_class=processor)
     if args.do_train:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -284,11 +282,6 @@ def uniform_weights(model: PicoModel) -> Iterator[None]:
         yield
     finally:
         model.prototypes.load_state_dict(state)
-
-
-def feature_cache(args: PicoTrainingArguments) -> str:
-    """One cache for both runs; names with an underscore are never pushed."""
-    return args.feature_cache_dir or str(Path(args.output_dir) / "_feature_cache")
 
 
 def add_results(

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds features that another one, or the user, has cached."""
+    monkeypatch.setenv("PICO_HF_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def make_trainer(tmp_path: Path):
     """Builds a trainer on tiny pictures; two calls with equal arguments train alike."""

@@ -1,10 +1,17 @@
 """Cached features: exact to half precision, keyed by what they depend on, never half written."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+import tokenizers
 import torch
 
-from pico_hf import PicoCollator, PicoModel
+from pico_hf import PicoCollator, PicoModel, cli
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.training import feature_cache
+from pico_hf.training.cache_folder import cache_entries, default_cache_dir
 from pico_hf.training.evaluation import SplitEncoder, tower_states
 from pico_hf.training.feature_cache import cache_key, cache_token_features
 from tiny import tiny_encoder, tiny_processor, tiny_rows
@@ -69,10 +76,124 @@ def test_the_key_changes_with_towers_data_and_preprocessing_but_not_with_heads()
     assert cache_key(towers, rows) == key
 
 
+def other_tokenizer(change):
+    """A tokenizer of the same name and another content."""
+    processor = tiny_processor()
+    change(processor.tokenizer)
+    return PicoCollator(processor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tokenizer: tokenizer.add_tokens(["disc"]),
+        lambda tokenizer: tokenizer.add_special_tokens({"eos_token": "red"}),
+        lambda tokenizer: setattr(tokenizer, "truncation_side", "left"),
+        lambda tokenizer: setattr(
+            tokenizer.backend_tokenizer, "normalizer", tokenizers.normalizers.Lowercase()
+        ),
+    ],
+    ids=["vocabulary", "special tokens", "truncation side", "normaliser"],
+)
+def test_the_key_changes_with_the_content_of_a_tokenizer_of_the_same_name(change):
+    rows, towers = ImageTextDataset(tiny_rows(6)), encoder()
+    other = SplitEncoder(towers.model, other_tokenizer(change))
+    assert cache_key(other, rows) != cache_key(towers, rows)
+    same = SplitEncoder(towers.model, other_tokenizer(lambda tokenizer: None))
+    assert cache_key(same, rows) == cache_key(towers, rows)
+
+
+def test_the_key_does_not_depend_on_what_was_tokenised_before():
+    rows, towers = ImageTextDataset(tiny_rows(6)), encoder()
+    before = cache_key(towers, rows)
+    towers.collate([{"caption": "a red disc"}])
+    assert cache_key(towers, rows) == before
+
+
+def test_the_key_changes_with_the_processor_the_configuration_and_the_code(monkeypatch):
+    rows, towers = ImageTextDataset(tiny_rows(6)), encoder()
+    key = cache_key(towers, rows)
+    processor = tiny_processor()
+    processor.image_processor.image_mean = [0.0, 0.0, 0.0]
+    assert cache_key(SplitEncoder(towers.model, PicoCollator(processor)), rows) != key
+    monkeypatch.setattr(towers.model.encoder.config.text_config, "hidden_act", "relu")
+    assert cache_key(towers, rows) != key
+    monkeypatch.undo()
+    monkeypatch.setattr(feature_cache, "_code", lambda: "another version")
+    assert cache_key(towers, rows) != key
+
+
+def test_two_processes_that_ask_at_once_compute_once_and_agree(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from test_feature_cache import ImageTextDataset, cache_token_features, encoder, tiny_rows
+
+cached = cache_token_features(encoder(), ImageTextDataset(tiny_rows(6)), Path(sys.argv[1]))
+print(sum(float(row["image_hidden_states"].sum()) for row in cached.images()))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], answers
+    assert answers[0][0] == answers[1][0]
+    assert len(cache_entries(tmp_path)) == 1
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path):
+    towers, rows = encoder(), ImageTextDataset(tiny_rows(6))
+    left = tmp_path / f"{cache_key(towers, rows)}.partial" / "images"
+    left.mkdir(parents=True)
+    (left / "tokens.f16").write_bytes(b"half")
+    cached = cache_token_features(towers, rows, tmp_path)
+    assert len(cached.images()) == 6
+    assert not left.exists()
+
+
+def test_the_command_lists_and_clears_what_is_cached(tmp_path, capsys):
+    towers = encoder()
+    for images in (6, 7):
+        cache_token_features(towers, ImageTextDataset(tiny_rows(images)), tmp_path)
+    entries = cache_entries(tmp_path)
+    assert [(e.encoder, e.images, e.captions) for e in entries] == [
+        ("clip", 7, 14),
+        ("clip", 6, 12),
+    ]
+    files = [file for file in (tmp_path / entries[0].key).rglob("*") if file.is_file()]
+    assert entries[0].size == sum(file.stat().st_size for file in files)
+    cli.main(["cache", str(tmp_path)])
+    listed = capsys.readouterr().out
+    assert f"{entries[0].key}" in listed
+    assert "clip, 7 images, 14 captions" in listed
+    assert "2 entries in" in listed
+    cli.main(["cache", str(tmp_path), "--clear", entries[0].key])
+    assert [entry.images for entry in cache_entries(tmp_path)] == [6]
+    with pytest.raises(SystemExit, match="`key` must name an entry of"):
+        cli.main(["cache", str(tmp_path), "--clear", "nothing"])
+    cli.main(["cache", str(tmp_path), "--clear", "all"])
+    assert cache_entries(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_share_a_cache_unless_told_otherwise(make_trainer, monkeypatch, tmp_path):
+    make_trainer(freeze_encoder=True)
+    shared = cache_entries(default_cache_dir())
+    assert len(shared) == 2  # training and dev split
+    computed = []
+    monkeypatch.setattr(feature_cache, "_write", lambda *args: computed.append(args))
+    make_trainer(freeze_encoder=True, folder="another run")
+    assert not computed
+    assert cache_entries(default_cache_dir()) == shared
+
+
 def test_states_that_are_no_numbers_leave_nothing_behind(tmp_path):
     towers = encoder()
     with torch.no_grad():
         towers.model.encoder.text_model.final_layer_norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="hidden states contain NaN"):
         cache_token_features(towers, ImageTextDataset(tiny_rows(6)), tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]

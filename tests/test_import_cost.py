@@ -1,6 +1,7 @@
 """What `import pico_hf` must not cost: seconds of libraries that only some users need."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ COSTLY = (
     "peft",
     "evaluate",
     "datasets",
+    "sklearn",
     "matplotlib",
     "transformers.pipelines",
 )
@@ -33,3 +35,28 @@ def test_importing_the_package_does_not_import(name, loaded):
 
 def test_importing_the_package_does_import_the_model(loaded):
     assert "pico_hf.modeling_pico" in loaded
+
+
+def test_a_model_is_built_and_scored_without_scikit_learn_and_scipy():
+    """They build prototypes alone; transformers imports scipy too, but only where it finds it."""
+    script = """
+import sys
+
+sys.modules |= {"sklearn": None, "scipy": None}  # as if they were not installed
+import torch
+from tiny import tiny_encoder, tiny_inputs
+from pico_hf import PicoModel
+
+model = PicoModel.from_encoder(tiny_encoder())
+print(tuple(model(**tiny_inputs()).logits_per_image.shape))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "(3, 3)"

@@ -2,8 +2,8 @@
 
 Run: python benchmarks/effect/diagnosis.py  # after main_table.py, whose networks it takes; minutes
 A set of columns is probed by what can be read from the mean patch in these columns alone: the
-drawing style, by logistic regression from training pictures to the seen test split, and the
-concept, by whether the nearest picture of another style shows the same one (R@1).
+drawing style, by logistic regression from training images to the seen test split, and the
+concept, by whether the nearest image of another style shows the same one (R@1).
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def mean_patches(encoder: SplitEncoder, split: StoredSplit) -> Tensor:
 
 
 def style_accuracy(train: Tensor, styles: list[str], test: Tensor, truth: list[str]) -> float:
-    """Percentage of pictures whose drawing style is read off these columns."""
+    """Percentage of images whose drawing style is read off these columns."""
     scale = train.std(dim=0).clamp(min=1e-6)
     probe = LogisticRegression(max_iter=300).fit((train / scale).numpy(), styles)
     return 100.0 * float(probe.score((test / scale).numpy(), truth))
 
 
 def concept_recall(features: Tensor, styles: list[str], concepts: list[str]) -> float:
-    """R@1 in percent, among the pictures of all other styles."""
+    """R@1 in percent, among the images of all other styles."""
     unit = torch.nn.functional.normalize(features - features.mean(dim=0), dim=1)
     scores = unit @ unit.t()
     style, concept = (_codes(names) for names in (styles, concepts))

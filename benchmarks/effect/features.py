@@ -2,7 +2,7 @@
 
 Run: python benchmarks/effect/features.py --corpora flickr8k emoji --towers lite0 lite2
 It needs the data in `--data` (see RESULTS.md for their form) and takes about a quarter of an hour
-per corpus and tower on one core. A picture's 7 × 7 cells are averaged to a 4 × 4 grid, as in the
+per corpus and tower on one core. An image's 7 × 7 cells are averaged to a 4 × 4 grid, as in the
 first measurements of the method, which makes every later run three times as fast.
 """
 
@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 
 from pico_hf import PicoCollator
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.data.token_store import TokenStore
 from pico_hf.training.evaluation import SplitEncoder, tower_states
-from pico_hf.training.feature_cache import TokenStore
 from towers import ROOT, pico_model, processor
 
 FILES = {
@@ -87,7 +87,7 @@ def write_once(folder: Path, batches: Iterator[TokenFeatures]) -> None:
 
 
 def compute(name: str, tower: str, data: Path, folder: Path, image_size: int) -> None:
-    """Stores `NAME-TOWER` (pictures) and `NAME-COLUMN` (texts), each if it is not there yet."""
+    """Stores `NAME-TOWER` (images) and `NAME-COLUMN` (texts), each if it is not there yet."""
     rows = corpus(name, data)
     model = pico_model(tower, 256, folder.parent, image_size).eval()
     collate = PicoCollator(processor(tower, image_size), config=model.config)

@@ -1,4 +1,4 @@
-"""Calibration (`model.calibrate`) where pictures are stored features, gallery by gallery."""
+"""Calibration (`model.calibrate`) where images are stored features, gallery by gallery."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pico_hf import PicoModel
 from pico_hf.training.evaluation import SplitEncoder, encoder_columns, evaluate_form
 from study import StoredSplit
 
-REFERENCE = 1024  # pictures like those of the training, to which a gallery's statistics are brought
+REFERENCE = 1024  # images like those of the training, to which a gallery's statistics are brought
 
 
-def calibrate(model: PicoModel, pictures: StoredSplit | None, reference: StoredSplit) -> None:
-    """From now on as if these pictures' statistics were the reference's; None: as before."""
-    if pictures is None:
+def calibrate(model: PicoModel, images: StoredSplit | None, reference: StoredSplit) -> None:
+    """From now on as if these images' statistics were the reference's; None: as before."""
+    if images is None:
         model.calibrate(None)
         return
 
@@ -23,7 +23,7 @@ def calibrate(model: PicoModel, pictures: StoredSplit | None, reference: StoredS
         for row in split.images():
             yield {"image_hidden_states": row["image_hidden_states"].unsqueeze(0)}
 
-    model.calibrate(batches(pictures), reference=batches(reference))
+    model.calibrate(batches(images), reference=batches(reference))
 
 
 def calibrated_each(

@@ -170,7 +170,7 @@ def canonical_forms(
     yield "canonical, mismatched pairs", fuse_forms(others, their_gains)[0], {}
     diagonals = [form.diagonal().diag() for form in forms]
     gains = [trial(form) - before for form in diagonals]
-    yield "own columns, diagonals of the forms", fuse_forms(diagonals, gains)[0], {}
+    yield "encoder columns, diagonals of the forms", fuse_forms(diagonals, gains)[0], {}
 
 
 def run_peers(study: Study, job: Job) -> None:

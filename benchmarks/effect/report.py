@@ -258,7 +258,7 @@ def plot_transfer(found: list[Line], file: Path) -> None:
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_title(f"{MOVES[source]} → {MOVES[target]}")
-        axis.set_xlabel("pairs (or pictures) of the new data")
+        axis.set_xlabel("pairs (or images) of the new data")
         axis.set_ylabel("rSum − the network as it is")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()

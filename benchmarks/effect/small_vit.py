@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTModel, set_seed
 
 from features import GRID
-from pico_hf.training.feature_cache import TokenStore
+from pico_hf.data.token_store import TokenStore
 from study import corpus_facts, row_numbers
 from towers import ROOT, SMALL, processor, vit_folder
 
@@ -60,7 +60,7 @@ class Student(nn.Module):
 
 
 def mirrored(pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of the pictures left to right, and the teacher's maps with them."""
+    """Half of the images left to right, and the teacher's maps with them."""
     chosen = (torch.rand(len(pixels)) < 0.5).view(-1, 1, 1, 1)
     maps = cells.unflatten(1, (GRID, GRID))
     return (
@@ -70,21 +70,21 @@ def mirrored(pixels: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_pairs(output: Path, data: Path) -> ConcatDataset:
-    """(picture, teacher's cells) of every training picture."""
+    """(image, teacher's cells) of every training image."""
     parts = []
     for dataset in SEEN:
         name = dataset.partition("/")[0]
         rows = row_numbers(dataset, data)["train"]
-        pixels = pictures(corpus_facts(name, data).images.select(rows)["image"], dataset)
+        pixels = pixels_of(corpus_facts(name, data).images.select(rows)["image"], dataset)
         cells = TokenStore(output / "features" / f"{name}-lite0", "cells")
         parts.append(StackDataset(pixels, Subset(cells, rows)))
     return ConcatDataset(parts)
 
 
-def pictures(images: list, name: str) -> Tensor:
+def pixels_of(images: list, name: str) -> Tensor:
     """(images, 3, 64, 64) preprocessed, in half precision."""
     prepare = processor("vit").image_processor
-    bar = tqdm(images, f"Pictures of {name}")
+    bar = tqdm(images, f"Images of {name}")
     return torch.cat([prepare(image, return_tensors="pt").pixel_values.half() for image in bar])
 
 

@@ -29,8 +29,9 @@ from pico_hf import (
     PicoTrainingArguments,
     pico_lora_config,
 )
+from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.tokens import projection_parameters
-from pico_hf.training.feature_cache import CachedImageTextDataset, TokenStore
+from pico_hf.training.feature_cache import CachedImageTextDataset
 from towers import ROOT, pico_model, processor
 
 FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor
@@ -116,7 +117,7 @@ class _Mean(Dataset):
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus without its pictures' features: what a split needs to know of every row."""
+    """A corpus without its images' features: what a split needs to know of every row."""
 
     images: datasets.Dataset
     ids: list[str]

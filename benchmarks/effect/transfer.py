@@ -1,8 +1,8 @@
-"""Transfer: a network trained elsewhere meets new data and 16 to 1,024 pairs or pictures of it.
+"""Transfer: a network trained elsewhere meets new data and 16 to 1,024 pairs or images of it.
 
 Run: python benchmarks/effect/transfer.py  # after main_table.py, whose networks it takes; minutes
 Nothing is trained. From the pairs come canonical columns, weights of the encoder columns, or
-style prototypes; from the pictures alone comes a calibration. Pairs are drawn anew for every seed
+style prototypes; from the images alone comes a calibration. Pairs are drawn anew for every seed
 from concepts that are in no test split.
 """
 
@@ -84,9 +84,9 @@ def forms(
         before = rsum(torch.eye(len(form), dtype=form.dtype))
         gains = [rsum(form) - before for form in tried]
         yield "canonical, a quarter for feedback", fuse_forms(tried, gains)[0]
-    yield "own columns, diagonals of the forms", form.diagonal().diag()
+    yield "encoder columns, diagonals of the forms", form.diagonal().diag()
     probability = literal(statistics(encoder, pairs, len(pairs)), prototypes=8)
-    yield "own columns, style prototypes (paper)", column_weights(probability).double().diag()
+    yield "encoder columns, style prototypes (paper)", column_weights(probability).double().diag()
 
 
 def run(study: Study, move: dict[str, str], seed: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pico_hf.export import export_encoder, export_processor
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.cache_folder import cache_entries, clear_cache, default_cache_dir
 
 _EXPORT = """Writes the plain encoder of a Pico model or LoRA adapter, and its processor if there is
 one. Lost are the late interaction, the trained scale and, without --fold, the column weights."""
@@ -17,14 +19,15 @@ projections give them are the weighted ones then; cosines are only up to the fea
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; bad input is answered by one line.
+    """Runs one command; answers bad input with one line and exit code 1.
 
     Args:
         arguments: Of the command line; None takes the process's own.
     """
-    options = _parser().parse_args(arguments)
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
     try:
-        export(options.source, options.target, fold=options.fold, base=options.base)
+        command(**options)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"pico-hf: {error}")
 
@@ -49,15 +52,40 @@ def export(source: str, target: str, *, fold: bool = False, base: str | None = N
     print(f"{type(model.encoder).__name__} {kind}, {'and' if found else 'no'} processor: {target}")
 
 
+def cache(folder: str | None = None, *, clear: str | None = None) -> None:
+    """Lists cached features of frozen towers, or deletes them.
+
+    Args:
+        folder: Of the caches; None takes the default one.
+        clear: Key of the entry to delete, or `"all"`.
+
+    Raises:
+        ValueError: If there is no such entry.
+    """
+    path = Path(folder) if folder else default_cache_dir()
+    deleted = clear is not None
+    key = None if clear == "all" else clear
+    entries = clear_cache(path, key) if deleted else cache_entries(path)
+    for entry in entries:
+        about = f"{entry.encoder}, {entry.images} images, {entry.captions} captions"
+        print(f"{entry.key}  {entry.size / 1e6:10.1f} MB  {about}")
+    total = sum(entry.size for entry in entries) / 1e6
+    print(f"{len(entries)} entries {'deleted from' if deleted else 'in'} {path}: {total:.1f} MB")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pico-hf", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser(
-        "export", help="write the plain encoder", description=_EXPORT
-    )
-    command.add_argument("source", help="folder or Hub repository of a Pico model or adapter")
-    command.add_argument("target", help="folder for the plain encoder")
-    command.add_argument("--fold", action="store_true", help=_FOLD)
-    command.add_argument("--base", help="for an adapter that does not name its base")
+    commands = parser.add_subparsers(required=True)
+    plain = commands.add_parser("export", help="write the plain encoder", description=_EXPORT)
+    plain.add_argument("source", help="folder or Hub repository of a Pico model or adapter")
+    plain.add_argument("target", help="folder for the plain encoder")
+    plain.add_argument("--fold", action="store_true", help=_FOLD)
+    plain.add_argument("--base", help="for an adapter that does not name its base")
+    plain.set_defaults(command=export)
+    kept = commands.add_parser("cache", help="list or clear cached features of frozen towers")
+    kept.add_argument("folder", nargs="?", help="folder of the caches; default: the shared one")
+    kept.add_argument("--clear", metavar="KEY", help="delete this entry, or all")
+    kept.set_defaults(command=cache)
     return parser
 
 

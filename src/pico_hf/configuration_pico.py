@@ -1,4 +1,4 @@
-"""Which model knobs exist, their defaults, and which values are valid."""
+"""The model's configuration: its fields, their defaults and their valid values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROTOTYPE_FIELDS = ("num_prototypes", "probe_size", "estimator", "feedback_tempe
 
 
 class PicoConfig(PreTrainedConfig):
-    """Configuration of a [`PicoModel`]: the wrapped encoder's configuration and PICO's own knobs.
+    """Configuration of a [`PicoModel`]: the wrapped encoder's configuration and PICO's own fields.
 
     Args:
         encoder_config: Configuration of the wrapped vision-text dual encoder, as an object or as
@@ -72,7 +72,7 @@ class PicoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_ranges(self) -> None:
-        """Raises ValueError if a knob has a value that nothing could be computed with."""
+        """Raises ValueError if a field has a value out of its range."""
         _at_least("num_prototypes", self.num_prototypes, 1)
         _at_least("probe_size", self.probe_size, 2)
         for name in ("feedback_temperature", "margin"):

@@ -1,10 +1,10 @@
-"""Back to a plain encoder, with or without the column weights folded into its projections.
+"""Exports the plain encoder, with or without the column weights folded into its projections.
 
 Lost in either case are the late interaction (a plain encoder compares one vector per image with one
 per text) and the trained scale and bias of the scores. Without folding the column weights are lost,
 too.
 
-Folding turns the last projection of either side into the columns that are weighed, the encoder's
+Folding turns the last projection of either side into the columns that are weighted, the encoder's
 own or canonical ones, and multiplies row d of it, and entry d of its bias, by √w_d. The dot product
 of unnormalised features, of tokens and of the pooled ones, then is the weighted one:
 Σ_d (√w_d v_d)(√w_d t_d) = Σ_d w_d v_d t_d. A cosine is not: whoever normalises the folded features
@@ -34,7 +34,7 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokeni
 def export_encoder(
     model: PicoModel, folder: str | os.PathLike, *, fold: bool = False, **kwargs: Any
 ) -> None:
-    """Saves the wrapped encoder as what it was before: a plain one that needs no pico_hf.
+    """Saves the wrapped encoder alone, as a plain one that needs no pico_hf.
 
     Args:
         model: The model, which stays as it is.
@@ -107,7 +107,7 @@ def last_linears(encoder: PreTrainedModel) -> list[nn.Linear]:
 
 
 def _column_maps(model: PicoModel) -> list[Tensor]:
-    """(D, D) per side: from the encoder's own columns to weighed ones, each times √w_d."""
+    """(D, D) per side: rotates encoder columns to weighted ones and multiplies each by √w_d."""
     prototypes: Any = model.prototypes
     root = model.column_weights.sqrt().diag()
     if not prototypes.canonical:
@@ -117,7 +117,7 @@ def _column_maps(model: PicoModel) -> list[Tensor]:
 
 @contextmanager
 def _folded(linears: list[nn.Linear], maps: list[Tensor]) -> Iterator[None]:
-    """Maps the columns of projections within the block; one that both share is mapped once."""
+    """Changes the last projections within the block and restores them afterwards."""
     if len(linears) == 1 and not torch.equal(*maps):
         raise ValueError(
             "`fold` needs a projection per side: the canonical columns of images and texts differ, "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def pico_lora_config(
     model: PicoModel, *, r: int = 8, alpha: int = 16, dropout: float = 0.05, **options: Any
 ) -> LoraConfig:
-    """What `peft.get_peft_model(model, …)` needs: LoRA in both towers, the rest trained in full.
+    """Configures `peft.get_peft_model`: LoRA in both towers, the rest trained in full.
 
     Args:
         model: The model to be adapted.
@@ -70,7 +70,7 @@ def pico_lora_config(
 
 
 def tower_linears(model: PicoModel) -> list[str]:
-    """Linear layers whose output reaches the towers' hidden states when features are computed.
+    """Finds the linear layers whose output reaches the towers' hidden states.
 
     Found by a dummy batch, since names do not tell: matching heads, cross-attention, decoders and
     poolers that no token passes stay out, and so do layers whose weights are read by another
@@ -108,7 +108,7 @@ def load_adapter_model(
     trainable: bool = False,
     **options: Any,
 ) -> PeftModel:
-    """A saved or pushed adapter on its base, apart from it: scores and prototypes bit for bit.
+    """Loads an adapter onto its base and keeps the two apart, bit for bit as they were trained.
 
     `PicoModel.from_pretrained(path)` loads the same adapter merged into its base.
 

@@ -106,10 +106,7 @@ class PicoPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """From now on saves the package's modules with the model.
-
-        Whoever has not installed the package can then load it with `trust_remote_code=True`.
-        """
+        """From now on saves the package's modules too, for whoever has not installed it."""
         super().register_for_auto_class(auto_class)
         cls.config_class.register_for_auto_class()
 
@@ -117,9 +114,8 @@ class PicoPreTrainedModel(PreTrainedModel):
 class PicoModel(PicoPreTrainedModel):
     """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
 
-    The score of an image and a text is S = mean_p max_w s[p,w] + mean_w max_p s[p,w] with
-    s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175). `forward` changes no state; the weights w
-    change only when prototypes are constructed.
+    S = mean_p max_w s[p,w] + mean_w max_p s[p,w], s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175)
+    scores an image and a text. The weights w change only when prototypes are constructed.
 
     Args:
         config: The model's configuration.
@@ -170,8 +166,7 @@ class PicoModel(PicoPreTrainedModel):
     ) -> PicoModel:
         """Joins two towers, paths or repositories, with new projections and wraps the pair.
 
-        `kwargs` are fields of [`PicoConfig`] and what
-        `VisionTextDualEncoderModel.from_vision_text_pretrained` takes.
+        `kwargs`: fields of [`PicoConfig`], and options of the stock method of this name.
         """
         pico, rest = split_config_kwargs(kwargs)
         return cls.from_encoder(loading.join_towers(vision, text, rest), **pico)
@@ -362,7 +357,7 @@ class PicoModel(PicoPreTrainedModel):
     ) -> None:
         """From now on takes the gallery's style, as its column statistics show it, out of images.
 
-        Needs neither labels nor captions. Nothing of it is saved: it belongs to a gallery.
+        Needs no captions. Nothing of it is saved: it belongs to a gallery, not to the model.
 
         Args:
             gallery: Batches of the images to be scored, all of one style, as a collator gives them;

@@ -36,7 +36,7 @@ class PicoZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
     """
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Accepts what the stock pipeline does not know."""
+        """Checks for a PicoModel, which the stock pipeline does not know."""
         _require_pico(self.model)
 
     def preprocess(
@@ -102,7 +102,7 @@ class PicoImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
 
 
 def scores_pairs_alone(model: PicoModel) -> bool:
-    """Whether logits of one image say yes or no to each text, rather than choose among texts."""
+    """True if an image's logits are read one by one (sigmoid), not against each other."""
     return model.config.loss == "sigmoid" or encoder_spec(model.encoder).logit_bias is not None
 
 

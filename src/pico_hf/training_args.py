@@ -1,4 +1,4 @@
-"""Run knobs: what belongs to one training run and not to the model."""
+"""Arguments of one training run; what belongs to the model is in PicoConfig."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLER_IS_BETTER = ("loss", "median_rank")
 
 @dataclass
 class PicoTrainingArguments(TrainingArguments):
-    """Defaults of image-text retrieval, and PICO's run knobs.
+    """`TrainingArguments` with the defaults of image-text retrieval, and PICO's own.
 
     The defaults follow the task's published recipe (LAPS, CVPR 2024): AdamW, weight decay 1e-4,
     learning rate 2e-4 for heads and a tenth of it for towers, gradient clip 2.0, batch 128.
@@ -25,7 +25,8 @@ class PicoTrainingArguments(TrainingArguments):
         freeze_encoder: Train projections only and cache the towers' token features once.
         alignment_images: Images of the training split, with all their captions, from which
             canonical columns are estimated when training ends; >= 2.
-        feature_cache_dir: Where those features are kept; None puts them under `output_dir`.
+        feature_cache_dir: Where those features are kept; None is a folder that all runs share.
+            `pico-hf cache` lists and clears it.
         tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10,
             and `learning_rate` for an adapter of the towers.
 
@@ -89,7 +90,8 @@ class PicoTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Train projections only; cache token features once."}
     )
     feature_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the cached features; default in output_dir."}
+        default=None,
+        metadata={"help": "Folder of cached features; default: shared by all runs."},
     )
     tower_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the towers; default learning_rate / 10."}

@@ -31,7 +31,7 @@ class StyleCalibration:
     def between(
         cls, gallery: Iterable[TokenFeatures], reference: Iterable[TokenFeatures]
     ) -> StyleCalibration:
-        """Passes once over the tokens of either side.
+        """Measures the moments of both sides, in one pass over each.
 
         Args:
             gallery: Tower outputs of the images to be scored.

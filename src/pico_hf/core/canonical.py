@@ -31,7 +31,7 @@ from pico_hf.core.moments import TokenMoments
 
 @dataclass(frozen=True)
 class PairMoments:
-    """What images and texts vary in, and what of it they share.
+    """Moments of matched images and texts: the scatter of either side and what both share.
 
     Attributes:
         images: Moments of the images.
@@ -66,7 +66,7 @@ class PairMoments:
 
     @cached_property
     def scatters(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Σ of images and of texts: of their `"tokens"`, and of their `"items"`, the means."""
+        """Covariances of images and texts: of all `"tokens"`, and of the mean tokens of `"items"`."""
         images, texts = _centred(self.images.items[self.text_to_image]), _centred(self.texts.items)
         count = len(self.text_to_image)
         return {
@@ -148,7 +148,7 @@ class CanonicalColumns(NamedTuple):
 
 
 def canonical_columns(form: Float[Tensor, "columns columns"]) -> CanonicalColumns:
-    """The columns in which a bilinear form is a weight per column: B = U diag(w) Wᵀ, p = w / max w.
+    """Turns a bilinear form into weighted rotated columns: B = U diag(w) Wᵀ, p = w / max w.
 
     Args:
         form: B, not all zero.

@@ -25,7 +25,7 @@ from pico_hf.core.canonical import (
 from pico_hf.core.fusion import FusionRule, FusionState, normalised_gain
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, semantic_probability
-from pico_hf.core.style import style_prototypes
+from pico_hf.core.style import propose_style
 
 logger = logging.getLogger(__name__)
 
@@ -65,47 +65,6 @@ def complement_of_style(statistics: ColumnStatistics, vision: Tensor, text: Tens
 
 
 # ---- style prototypes --------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def propose_style(
-    prototypes: StylePrototypes, statistics: ColumnStatistics
-) -> tuple[Tensor, Tensor]:
-    """New style prototypes from the probe set's statistics; changes nothing.
-
-    Args:
-        prototypes: Give K, R and, after the first iteration, the warm start.
-        statistics: Columns (D, R) of both modalities and p̂.
-
-    Returns:
-        (μ̂ vision (K, R), μ̂ text (K, R)).
-
-    Raises:
-        ValueError: If the prototypes weigh canonical columns, or if the statistics are not those of
-            D columns and R instances.
-    """
-    if prototypes.canonical:
-        raise ValueError(
-            '`estimator="canonical"` has no style prototypes to refine. Call `align_columns`, or '
-            'choose `estimator="paper"`.'
-        )
-    expected = (len(prototypes.semantic_probability), prototypes.vision.shape[1])
-    got = tuple(statistics.image_columns.shape)
-    if got != expected:
-        raise ValueError(
-            f"`statistics` must hold (columns, instances) = {expected}, got {got}. Call "
-            "`restart(num_instances=…)` before refining on another probe set."
-        )
-    style = 1.0 - statistics.pseudo_semantic_probability
-    started = int(prototypes.iteration) > 0
-    vision, text = (
-        style_prototypes(columns, style, prototypes.num_prototypes, current if started else None)
-        for columns, current in (
-            (statistics.image_columns, prototypes.vision),
-            (statistics.text_columns, prototypes.text),
-        )
-    )
-    return vision, text
 
 
 @torch.no_grad()

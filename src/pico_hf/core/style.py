@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pico_hf.core.semantic import standardise
+from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.semantic import ColumnStatistics, standardise
 
 
 def style_prototypes(
     columns: Float[Tensor, "columns instances"],
-    style_weight: Float[Tensor, columns],
+    style_weight: Float[Tensor, " columns"],
     num_prototypes: int,
     warm_start: Float[Tensor, "prototypes instances"] | None = None,
 ) -> Float[Tensor, "prototypes instances"]:
@@ -46,6 +47,47 @@ def style_prototypes(
     kmeans.fit(standardise(columns).double().cpu().numpy(), sample_weight=weight.cpu().numpy())
     centroids = torch.from_numpy(kmeans.cluster_centers_).to(columns)
     return centroids if warm_start is None else centroids[_matching(warm_start, centroids)]
+
+
+@torch.no_grad()
+def propose_style(
+    prototypes: StylePrototypes, statistics: ColumnStatistics
+) -> tuple[Tensor, Tensor]:
+    """New style prototypes from the probe set's statistics; changes nothing.
+
+    Args:
+        prototypes: Give K, R and, after the first iteration, the warm start.
+        statistics: Columns (D, R) of both modalities and p̂.
+
+    Returns:
+        (μ̂ vision (K, R), μ̂ text (K, R)).
+
+    Raises:
+        ValueError: If the prototypes weigh canonical columns, or if the statistics are not those of
+            D columns and R instances.
+    """
+    if prototypes.canonical:
+        raise ValueError(
+            '`estimator="canonical"` has no style prototypes to refine. Call `align_columns`, or '
+            'choose `estimator="paper"`.'
+        )
+    expected = (len(prototypes.semantic_probability), prototypes.vision.shape[1])
+    got = tuple(statistics.image_columns.shape)
+    if got != expected:
+        raise ValueError(
+            f"`statistics` must hold (columns, instances) = {expected}, got {got}. Call "
+            "`restart(num_instances=…)` before refining on another probe set."
+        )
+    style = 1.0 - statistics.pseudo_semantic_probability
+    started = int(prototypes.iteration) > 0
+    vision, text = (
+        style_prototypes(columns, style, prototypes.num_prototypes, current if started else None)
+        for columns, current in (
+            (statistics.image_columns, prototypes.vision),
+            (statistics.text_columns, prototypes.text),
+        )
+    )
+    return vision, text
 
 
 def _matching(

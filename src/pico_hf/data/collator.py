@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,13 +64,14 @@ class PicoCollator:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the preprocessing."""
+        """Changes with anything that decides what pixels and tokens a row becomes."""
         parts = (
+            type(self.image_processor).__qualname__,
             self.image_processor.to_dict(),
-            self.tokenizer.name_or_path,
+            _tokenizer_content(self.tokenizer),
             (self.max_length, self.fixed_length),
         )
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Batch of whatever the rows hold: images, captions, both, or cached hidden states.
@@ -122,6 +124,21 @@ class PicoCollator:
         if self.fixed_length:
             del tokens["attention_mask"]  # this tower was trained to attend to its padding
         return dict(tokens)
+
+
+def _tokenizer_content(tokenizer: Any) -> list[Any]:
+    """What a tokenizer does to a text, whatever its name: vocabulary, rules, special tokens."""
+    content = [type(tokenizer).__qualname__, tokenizer.padding_side, tokenizer.truncation_side]
+    content.append({name: str(token) for name, token in tokenizer.special_tokens_map.items()})
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        for state in ("padding", "truncation"):  # of the last call
+            rules.pop(state, None)
+        return [*content, rules]
+    options = {name: str(value) for name, value in tokenizer.init_kwargs.items()}
+    for name in ("name_or_path", "vocab_file", "merges_file", "tokenizer_file"):
+        options.pop(name, None)  # where it came from
+    return [*content, tokenizer.get_vocab(), options]
 
 
 def _pad(states: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Which column holds the images and which the captions, by type first and by name second."""
+"""Finds the column of the images and the column of the captions, by type and by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTION_NAMES = (
 
 
 def find_image_column(rows: datasets.Dataset) -> str:
-    """The column of type Image, else one with a usual name.
+    """Finds the image column: one of type Image, else one with a usual name.
 
     Raises:
         ValueError: If there is none, or several of type Image and none has a usual name.
@@ -37,7 +37,7 @@ def find_image_column(rows: datasets.Dataset) -> str:
 
 
 def find_caption_column(rows: datasets.Dataset) -> str:
-    """The column of text, or of lists of texts, with a usual name.
+    """Finds the caption column: texts, or lists of texts, under a usual name.
 
     Raises:
         ValueError: If there is none; class numbers called `label` are no captions.
@@ -49,7 +49,7 @@ def find_caption_column(rows: datasets.Dataset) -> str:
 
 
 def find_in_row(row: Mapping[str, Any], image: str | None, caption: str | None) -> tuple[Any, Any]:
-    """Keys of the image and of the caption in one row, None where it has none.
+    """Finds the keys of the image and of the caption in one row; None where it has none.
 
     Args:
         row: A row as a data set gives it.

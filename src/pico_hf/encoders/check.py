@@ -1,4 +1,4 @@
-"""What is checked before an encoder is wrapped: that its tokens are right and its weights whole."""
+"""Checks an encoder before it is wrapped: are its tokens right and its weights complete?"""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
 
 
 def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Two pictures and two texts that the encoder takes, as inputs of either side."""
+    """Makes two images and two texts that the encoder takes, as inputs of each side."""
     spec = encoder_spec(encoder)
     return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)
 
@@ -81,7 +81,7 @@ def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, 
 def load_encoder(
     path: str | os.PathLike, config: Mapping[str, Any], **options: Any
 ) -> PreTrainedModel:
-    """A saved dual encoder in eval mode, with all of its projections.
+    """Loads a dual encoder in eval mode, and refuses one whose projections are missing.
 
     Args:
         path: Folder or Hub repository.

@@ -1,4 +1,4 @@
-"""What some encoders have no method for: features of one side alone, and a dummy batch."""
+"""Features of images alone and of texts alone, for encoders that have no method for it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def blip2_text_features(
 
 
 def naflex_dummy_images(encoder: PreTrainedModel) -> dict[str, Tensor]:
-    """Two pictures of 2 × 2 patches, which NaFlex towers take as sequences."""
+    """Two images of 2 × 2 patches, which NaFlex towers take as sequences."""
     config = encoder.config.vision_config
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 4, config.num_channels * config.patch_size**2, generator=generator)

@@ -1,4 +1,4 @@
-"""The form of a row of the encoder table: what is said about an architecture, as data."""
+"""The fields of a row of the encoder table, which describes one architecture."""
 
 from __future__ import annotations
 

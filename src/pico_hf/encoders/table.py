@@ -1,4 +1,4 @@
-"""Which dual encoders yield token features, and how: one row of data per architecture."""
+"""The encoder table: how each architecture yields token features, one row of data each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path from a Hugging Face dual encoder's hidden states to token features and masks.
+"""From a dual encoder's hidden states to token features and masks.
 
 tokens = steps(last_hidden_state without prefix tokens), by the encoder's row in
 `pico_hf.encoders.table`. `pico_hf.encoders.check` verifies a row whenever a model is wrapped.
@@ -30,13 +30,13 @@ _FALLBACK_SPEC = EncoderSpec(
 
 
 def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with random weights."""
+    """Builds an encoder with random weights."""
     chosen = encoder_class(config.model_type, config.architectures)
     return (AutoModel.from_config if chosen is AutoModel else chosen._from_config)(config)
 
 
 def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
-    """The row that applies to an encoder: the table's, or that of learned projections.
+    """Finds the row of an encoder: the table's, or that of learned projections.
 
     Raises:
         ValueError: If there is none; names the architectures that have one.
@@ -45,7 +45,7 @@ def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
 
 
 def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) -> None:
-    """Gives an encoder untrained projections of its own, which take the place of its row.
+    """Adds untrained projections to an encoder that has no row in the table.
 
     Args:
         encoder: The encoder, changed in place.
@@ -183,7 +183,7 @@ def embedding_dim(encoder: PreTrainedModel) -> int:
 
 
 def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
-    """The text side's table of token ids, known by its size.
+    """Finds the text tower's word embeddings by the size of its vocabulary.
 
     Raises:
         ValueError: If there is none.
@@ -205,13 +205,13 @@ def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
 
 
 def image_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
-    """What the image side gives: `last_hidden_state`, and the projected `pooler_output`."""
+    """Runs the image side: `last_hidden_state`, and the projected `pooler_output`."""
     features = encoder_spec(encoder).image.features
     return features(encoder, **inputs) if features else encoder.get_image_features(**inputs)
 
 
 def text_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
-    """What the text side gives, likewise."""
+    """Runs the text side: `last_hidden_state`, and the projected `pooler_output`."""
     features = encoder_spec(encoder).text.features
     return features(encoder, **inputs) if features else encoder.get_text_features(**inputs)
 

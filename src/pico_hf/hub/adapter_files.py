@@ -1,4 +1,4 @@
-"""An adapter as files: writes what peft leaves out, and refuses files that cannot be right."""
+"""Reads the files of an adapter and refuses those that cannot be right."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PROTOTYPES = "base_model.model.prototypes.vision"
 
 @dataclass(frozen=True)
 class Adapter:
-    """What the files of an adapter say, each of them checked.
+    """The checked contents of an adapter's files.
 
     Attributes:
         lora: Fields of `peft.LoraConfig`.
@@ -51,7 +51,7 @@ class Adapter:
 
 
 def import_peft() -> Any:
-    """The library, which takes seconds to load and is an extra.
+    """Imports peft, which takes seconds and is an extra.
 
     Raises:
         ImportError: If it is not installed.
@@ -118,7 +118,7 @@ def read_adapter(
 
 
 def _lora_fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a plain LoRA adapter; others change the base or import modules by name."""
+    """Checks that this is a plain LoRA adapter: other fields change the base or import modules."""
     if raw.get("peft_type") != "LORA":
         raise ValueError(
             f"{CONFIG_FILE} must have the `peft_type` 'LORA', got {raw.get('peft_type')!r}. Load "

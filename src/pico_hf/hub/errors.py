@@ -1,4 +1,4 @@
-"""What the Hub's client says when an access fails, in one line that says what to do."""
+"""Turns the errors of the Hub's client into one line that says what to do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 @contextmanager
 def plain_errors(repository: str | os.PathLike) -> Iterator[None]:
-    """Turns what the Hub's client says about an access that failed into one line.
+    """Turns errors of the Hub's client within the block into one line.
 
     Args:
         repository: What was to be read or written, for the message.

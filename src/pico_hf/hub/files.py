@@ -1,4 +1,4 @@
-"""Folder or Hub repository in, checked files out; every refusal is one line that says what to do.
+"""Finds and checks files of a folder or Hub repository; an error is one line that says what to do.
 
 Only safetensors are read: a pickle file can run code when it is opened.
 """
@@ -37,7 +37,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def find_file(
     path: str | os.PathLike, name: str, options: dict[str, Any], *, required: bool = False
 ) -> Path | None:
-    """A file of a folder or of a Hub repository, downloaded if need be; None if there is none.
+    """Finds a file of a folder or Hub repository, downloaded if necessary; None if there is none.
 
     Args:
         path: Folder or repository.
@@ -85,7 +85,7 @@ def refuse_pickle(path: str | os.PathLike, wanted: str) -> NoReturn:
 
 
 def converted_revision(path: str | os.PathLike, options: dict[str, Any]) -> str | None:
-    """Where the Hub's own bot has put safetensors of a repository that has pickle files only.
+    """Finds the Hub bot's conversion to safetensors of a repository that has pickle files only.
 
     Args:
         path: Folder or repository.
@@ -176,7 +176,7 @@ def _check_name(name: Any, origin: str, suffixes: tuple[str, ...]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
         ValueError: If the file holds anything else.

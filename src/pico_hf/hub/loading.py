@@ -133,7 +133,7 @@ def adopt_prototypes(model: Any, prototypes: PicoPrototypes) -> None:
 def join_towers(
     vision: str | os.PathLike, text: str | os.PathLike, options: dict[str, Any]
 ) -> PreTrainedModel:
-    """A vision and a text tower, checked, as one encoder with new projections.
+    """Checks a vision and a text tower and joins them into one encoder with new projections.
 
     Args:
         vision: Path or repository of the vision tower.
@@ -183,7 +183,7 @@ def save_model(
 
 
 def save_companions(model: Any, folder: str | os.PathLike) -> None:
-    """What peft does not save: prototypes and configuration, so that a plain base can be rebuilt.
+    """Saves what peft does not: prototypes and configuration, so that the base can be rebuilt.
 
     Args:
         model: The Pico model inside the peft model.
@@ -195,7 +195,7 @@ def save_companions(model: Any, folder: str | os.PathLike) -> None:
 
 
 def _unwrap_auto(options: dict[str, Any]) -> str | None:
-    """The adapter that `AutoModel` was asked for, which it hands on as an option of its base.
+    """Finds the adapter that `AutoModel` was asked for: it passes it on as an option of its base.
 
     Stock code would put the adapter onto a base whose weights it reads under other names, so that
     the base would keep random weights.
@@ -210,7 +210,7 @@ def _unwrap_auto(options: dict[str, Any]) -> str | None:
 
 
 def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
-    """The raw configuration; `revision` moves to the bot's conversion if that is all there is."""
+    """Reads the configuration; sets `revision` to the bot's conversion if there is nothing else."""
     try:
         source = check_source(path, options)
         if source.get("model_type") == PicoConfig.model_type and has_adapter(path, options):

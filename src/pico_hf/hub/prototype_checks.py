@@ -1,4 +1,4 @@
-"""What the files of prototypes must hold."""
+"""Checks the files of prototypes."""
 
 from __future__ import annotations
 

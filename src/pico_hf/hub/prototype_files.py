@@ -1,8 +1,7 @@
-"""Prototypes as files of their own: two in a folder or Hub repository, checked before use."""
+"""Prototypes as two files in a folder or Hub repository, without their encoder."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import weakref
@@ -10,7 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,64 +20,16 @@ from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.encoders.tokens import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import checked_tensors, find_file, read_json, refuse_pickle
+from pico_hf.hub.fingerprint import encoder_fingerprint
 from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
 
 
-def encoder_fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
-    """SHA-256 of an encoder's projections, rounded to each half-precision type it can stand for.
-
-    Covers the architecture's name and the names, shapes and values of every parameter between the
-    hidden states and the common space: those decide what a column means. It does not cover the
-    towers before them, so an encoder whose towers alone were trained on has the same fingerprint.
-
-    Args:
-        encoder: The dual encoder.
-
-    Returns:
-        Type name → digest. From fp32 there are both half types, so that the same encoder loaded in
-        fp32, bf16 or fp16 shares at least one entry.
-    """
-    parameters = _in_force(encoder, dict(encoder.named_parameters()))
-    projections = _in_force(encoder, dict.fromkeys(projection_parameters(encoder)))
-    names = sorted(projections or parameters)  # some towers end in one space
-    half = (torch.bfloat16, torch.float16)
-    stored = parameters[names[0]].dtype
-    return {
-        str(dtype).removeprefix("torch."): _digest(
-            encoder.config.model_type, names, parameters, dtype
-        )
-        for dtype in ((stored,) if stored in half else half)
-    }
-
-
-def _in_force(encoder: PreTrainedModel, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Parameters under their plain names: of modules that peft keeps twice, the adapter's copy."""
-    plain = {}
-    for name, value in parameters.items():
-        path, copied, rest = name.partition(".modules_to_save.")
-        if copied:
-            adapter, _, leaf = rest.partition(".")
-            wrapper: Any = encoder.get_submodule(path)
-            if adapter in wrapper.active_adapters:
-                plain[f"{path}.{leaf}"] = value
-        elif ".original_module." not in name:
-            plain[name] = value
-    return plain
-
-
-def _digest(
-    model_type: str, names: list[str], parameters: dict[str, Any], dtype: torch.dtype
-) -> str:
-    digest = hashlib.sha256(model_type.encode())
-    for name in names:
-        value = parameters[name].detach().to("cpu", dtype).contiguous()
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
+    return encoder_fingerprint(encoder, projection_parameters(encoder))
 
 
 class _EncoderLink:
-    """The encoder beside the prototypes, held weakly: no part of their state, not saved with it."""
+    """A weak reference to the encoder of some prototypes; it is neither state nor saved."""
 
     def __init__(self, encoder: PreTrainedModel | None = None) -> None:
         self._reference = weakref.ref(encoder) if encoder is not None else lambda: None
@@ -89,7 +39,7 @@ class _EncoderLink:
         return self._reference()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _EncoderLink:
-        """In a copied model the copied encoder; a copy of the prototypes alone keeps theirs."""
+        """Refers to the copied encoder if the model is copied, else to the same encoder."""
         encoder = self.encoder
         return _EncoderLink(memo.get(id(encoder), encoder))
 
@@ -138,7 +88,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     @classmethod
     def for_config(cls, config: PicoConfig, encoder: PreTrainedModel) -> PicoPrototypes:
-        """New prototypes for a model: K, R, estimator and τ of its configuration.
+        """Makes the prototypes that a model's configuration describes.
 
         Args:
             config: The model's configuration.
@@ -157,7 +107,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
             first.get(name, init.zeros_)(buffer)
 
     def place_beside(self, encoder: PreTrainedModel) -> None:
-        """Remembers, weakly, whose columns these prototypes weigh."""
+        """Remembers the encoder whose columns these prototypes weigh."""
         self._link = _EncoderLink(encoder)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -223,7 +173,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
                 f"The prototypes have {own} columns, the encoder has {num_columns}. Load them with "
                 "the encoder they were made for."
             )
-        saved, live = self.fingerprint or {}, encoder_fingerprint(encoder)
+        saved, live = self.fingerprint or {}, _fingerprint(encoder)
         if not saved.keys() & live.keys():
             raise ValueError(
                 f"The prototypes' fingerprint was taken in {' and '.join(saved) or 'no type'}, the "
@@ -238,7 +188,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     def _facts(self) -> dict[str, Any]:
         encoder = self._link.encoder
-        fingerprint = self.fingerprint if encoder is None else encoder_fingerprint(encoder)
+        fingerprint = self.fingerprint if encoder is None else _fingerprint(encoder)
         if fingerprint is None:
             raise ValueError(
                 "These prototypes do not know their encoder, so nobody could check that they fit. "

@@ -14,7 +14,7 @@ from pico_hf.hub.files import HUB_OPTIONS, check_model_files
 
 
 def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
-    """Looks at a folder or repository before anything is built from it.
+    """Checks a folder or repository before anything is built from it.
 
     Args:
         path: Folder or repository.
@@ -68,7 +68,7 @@ def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]
 
 
 def safe_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The caller's keywords with pickle, and remote code nobody asked for, ruled out.
+    """Adds to the caller's options: no pickle, and no remote code unless it was asked for.
 
     Args:
         options: The caller's keywords.

@@ -1,11 +1,12 @@
-"""A retrieval split → token features → metrics, the same for training, trials and final numbers."""
+"""Encodes a retrieval split and scores it: one path for training, trials and final numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,13 +16,13 @@ from transformers import PreTrainedModel
 from pico_hf.core.canonical import PairMoments
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 
 Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
-IMAGES_AT_A_TIME = 256  # of features that wait in the memory of the host
 BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
 
 
@@ -36,8 +37,8 @@ class EncodedSplit:
         gallery: (images,) which images are ranked together.
     """
 
-    images: TokenFeatures
-    texts: TokenFeatures
+    images: PackedTokens
+    texts: PackedTokens
     text_to_image: Tensor
     gallery: Tensor
 
@@ -52,9 +53,11 @@ class SplitEncoder:
         batch_size: Rows at a time, >= 1.
         num_workers: Processes that decode images.
         disable_tqdm: True shows no progress bar.
-        accumulation_steps: Batches of features of a split that are kept on the model's device
-            before they are moved to the memory of the host, >= 1; None keeps all of them there.
-        multiprocessing_context: How those processes are started; None: as torch does.
+        max_bytes: Features of one side of a split that are held in memory; None: a third of what
+            is free.
+        multiprocessing_context: How the processes are started; None: as torch does.
+        offload: True moves the features of every batch to the memory of the host, False keeps them
+            on the model's device.
     """
 
     model: PreTrainedModel
@@ -62,8 +65,9 @@ class SplitEncoder:
     batch_size: int = 64
     num_workers: int = 0
     disable_tqdm: bool = False
-    accumulation_steps: int | None = None
+    max_bytes: float | None = None
     multiprocessing_context: str | None = None
+    offload: bool = False
 
     def split(
         self,
@@ -71,26 +75,25 @@ class SplitEncoder:
         description: str = "Encoding",
         encode: BatchEncoder | None = None,
     ) -> EncodedSplit:
-        """Encodes every image and every caption of a split, once each; see `batches`."""
-        images = self._gather(
-            images for images, _ in self.batches(split.images(), description, encode)
-        )
-        texts = self._gather(
-            texts for _, texts in self.batches(split.captions(), description, encode)
-        )
-        device = images.features.device
-        return EncodedSplit(images, texts, split.text_to_image.to(device), split.gallery.to(device))
+        """Encodes every image and every caption of a split, once each; see `batches`.
 
-    def _gather(self, batches: Iterator[TokenFeatures]) -> TokenFeatures:
-        """All batches as one, on the model's device or in the memory of the host."""
-        done: list[TokenFeatures] = []
-        for number, batch in enumerate(batches, start=1):
-            done.append(batch)
-            if self.accumulation_steps and number % self.accumulation_steps == 0:
-                done = [TokenFeatures.concatenate([part.to("cpu") for part in done])]
-        if self.accumulation_steps:
-            done = [part.to("cpu") for part in done]
-        return TokenFeatures.concatenate(done)
+        Features are kept once, without padding; what exceeds `max_bytes` per side goes to disk.
+        """
+        images = (images for images, _ in self.batches(split.images(), description, encode))
+        texts = (texts for _, texts in self.batches(split.captions(), description, encode))
+        return EncodedSplit(
+            PackedTokens.collect(map(self._placed, images), self._limit),
+            PackedTokens.collect(map(self._placed, texts), self._limit),
+            split.text_to_image.to(self.model.device),
+            split.gallery.to(self.model.device),
+        )
+
+    def _placed(self, batch: TokenFeatures) -> TokenFeatures:
+        return batch.to("cpu") if self.offload else batch
+
+    @property
+    def _limit(self) -> float:
+        return psutil.virtual_memory().available / 3 if self.max_bytes is None else self.max_bytes
 
     @torch.no_grad()
     def batches(
@@ -170,14 +173,14 @@ def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> 
         split: In the encoder columns, see [`encoder_columns`].
         form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
     """
-    words = split.texts.features @ form.t().to(split.texts.features)
-    uniform = torch.ones(len(form), device=words.device)
-    met = replace(split, texts=TokenFeatures(words, split.texts.mask))
-    return evaluate_retrieval(model, met, uniform)
+    return evaluate_retrieval(model, split, torch.ones(len(form), device=model.device), form)
 
 
 def evaluate_retrieval(
-    model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
 ) -> dict[str, float]:
     """Ranks all captions for every image and all images for every caption.
 
@@ -185,22 +188,23 @@ def evaluate_retrieval(
         model: Gives the column weights, unless others are tried.
         split: From [`SplitEncoder.split`].
         column_weights: (D,) weights to try instead of the model's own.
+        form: B (D, D) that words are multiplied with first; None is the identity.
 
     Returns:
         R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
         mean over galleries.
     """
-    ranked = gallery_scores(model, split, column_weights)
+    ranked = gallery_scores(model, split, column_weights, form)
     return mean_metrics([retrieval_metrics(scores, own) for _, _, scores, own in ranked])
 
 
 def predict_retrieval(
     model: PreTrainedModel, split: EncodedSplit
 ) -> tuple[Tensor, dict[str, float]]:
-    """All scores of a split, and the metrics that `evaluate_retrieval` gives.
+    """Gives all scores of a split, and the metrics that `evaluate_retrieval` gives.
 
     Args:
-        model: The model.
+        model: Scores.
         split: From [`SplitEncoder.split`].
 
     Returns:
@@ -215,16 +219,13 @@ def predict_retrieval(
     return scores, mean_metrics(per_gallery)
 
 
-@torch.no_grad()
 def gallery_scores(
-    model: PreTrainedModel, split: EncodedSplit, column_weights: Tensor | None = None
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Scores each gallery by itself.
-
-    Args:
-        model: Gives the column weights, unless others are tried.
-        split: From [`SplitEncoder.split`].
-        column_weights: (D,) weights to try instead of the model's own.
+    """Scores each gallery by itself; for the arguments see `evaluate_retrieval`.
 
     Yields:
         Which images (images,) and which texts (texts,) of the split are in the gallery, bool; their
@@ -234,22 +235,8 @@ def gallery_scores(
         rows = split.gallery == gallery
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
-        scores = _scores(model, split.images[rows], split.texts[columns], column_weights)
+        scores = split_scores(model, split, rows, columns, column_weights, form)
         yield rows, columns, scores, row_of[split.text_to_image[columns]]
-
-
-def _scores(
-    model: PreTrainedModel, images: TokenFeatures, texts: TokenFeatures, weights: Tensor | None
-) -> Tensor:
-    """Scores where the features are; the model's device takes the images of one block at a time."""
-    place, home = model.device, images.features.device
-    if place == home:
-        return model.score(images, texts, weights)
-    words = texts.to(place)
-    weights = None if weights is None else weights.to(place)
-    starts = range(0, len(images), IMAGES_AT_A_TIME)
-    blocks = (images[start : start + IMAGES_AT_A_TIME].to(place) for start in starts)
-    return torch.cat([model.score(block, words, weights).to(home) for block in blocks])
 
 
 def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -258,3 +245,42 @@ def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]
         name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
         for name in per_gallery[0]
     }
+
+
+@torch.no_grad()
+def split_scores(
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    images: Tensor | None = None,
+    texts: Tensor | None = None,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
+) -> Tensor:
+    """Scores block by block, so that no more than a block of tokens is padded at a time.
+
+    Args:
+        model: Gives scores, and the column weights unless others are tried.
+        split: From [`SplitEncoder.split`].
+        images: (images,) True = chosen; None chooses all.
+        texts: (texts,) likewise.
+        column_weights: See `evaluate_retrieval`.
+        form: See `evaluate_retrieval`.
+
+    Returns:
+        (chosen images, chosen texts) fp32, on the model's device.
+    """
+    image_rows = _chosen(split.images, images)
+    text_rows = _chosen(split.texts, texts)
+    scores = torch.empty(len(image_rows), len(text_rows), device=model.device)
+    for row, some_images in split.images.blocks(image_rows):
+        patches = split.images[some_images].to(model.device)
+        for column, some_texts in split.texts.blocks(text_rows):
+            words = split.texts[some_texts].to(model.device)
+            if form is not None:
+                words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
+            scores[row, column] = model.score(patches, words, column_weights)
+    return scores
+
+
+def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:
+    return torch.arange(len(side)) if mask is None else mask.cpu().nonzero().flatten()

@@ -3,63 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import numpy as np
+import PIL
 import torch
+import transformers
+from filelock import FileLock
 from torch.utils.data import Dataset, Subset
 
-from pico_hf.core.token_features import TokenFeatures
+from pico_hf.data import collator, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.token_store import TokenStore
+from pico_hf.encoders import one_sided, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.training.cache_folder import ABOUT_FILE
 from pico_hf.training.evaluation import SplitEncoder, tower_states
 
 logger = logging.getLogger(__name__)
 
-
-class TokenStore(Dataset):
-    """Rows of token features in two memory-mapped arrays: all tokens in a row, and where rows end.
-
-    Args:
-        folder: Holds `tokens.f16`, the raw float16 values, and `ends.npy` (rows,) int64.
-        key: Under which name a row gives its features, `"image_hidden_states"` or
-            `"text_hidden_states"`.
-    """
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder, self.key = folder, key
-        self._ends = np.load(folder / "ends.npy", allow_pickle=False)
-        flat = np.memmap(folder / "tokens.f16", dtype=np.float16, mode="r")
-        self._tokens = flat.reshape(self._ends[-1], -1)  # (all tokens, hidden)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        """Features (tokens, hidden) of one image or caption; special tokens are already gone."""
-        start = self._ends[row - 1] if row else 0
-        return {self.key: torch.from_numpy(np.array(self._tokens[start : self._ends[row]]))}
-
-    @staticmethod
-    def write(folder: Path, batches: Iterator[TokenFeatures]) -> None:
-        """Writes real tokens batch by batch, so that memory holds one batch at a time."""
-        folder.mkdir(parents=True)
-        ends: list[int] = []
-        with (folder / "tokens.f16").open("wb") as file:
-            for batch in batches:
-                tokens = batch.features[batch.mask].to(torch.float16).cpu().numpy()
-                if not np.isfinite(tokens).all():
-                    raise ValueError(
-                        "The tower's hidden states contain NaN, infinity or values beyond float16. "
-                        "Check the encoder's weights, or train without `freeze_encoder`."
-                    )
-                file.write(tokens.tobytes())
-                ends.extend(batch.mask.sum(dim=1).tolist())
-        np.save(folder / "ends.npy", np.cumsum(ends))
+# Entries of a configuration that say where it came from and not what it does.
+_NAMES = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
 class CachedImageTextDataset(ImageTextDataset):
@@ -102,8 +69,8 @@ def cache_token_features(
 ) -> CachedImageTextDataset:
     """Runs the frozen towers over every image and caption once, or finds that this was done.
 
-    The cache is keyed by the towers' weights, the data and the collator, and written to a temporary
-    folder that is renamed at the end: an interrupted run leaves no half cache.
+    Features are written to a temporary folder that is renamed at the end, under a lock: an
+    interrupted run leaves no half cache, and of several processes the first one computes.
 
     Args:
         encoder: Model, collator and batch size.
@@ -114,23 +81,42 @@ def cache_token_features(
         The dataset with features for pixels.
     """
     done = folder / cache_key(encoder, dataset)
-    if done.exists():
-        logger.info("Token features found in %s.", done)
-        return CachedImageTextDataset(dataset, done)
-    partial = folder / f"{done.name}.partial-{os.getpid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{done.name}.lock"):
+        if done.exists():
+            logger.info("Token features found in %s.", done)
+        else:
+            _write(encoder, dataset, done)
+            size = sum(file.stat().st_size for file in done.rglob("*"))
+            logger.info("Token features written to %s: %.1f MB.", done, size / 1e6)
+    return CachedImageTextDataset(dataset, done)
+
+
+def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path) -> None:
+    partial = done.with_name(f"{done.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         images = encoder.batches(dataset.images(), "Caching image features", tower_states)
         TokenStore.write(partial / "images", (image for image, _ in images))
         captions = encoder.batches(dataset.captions(), "Caching text features", tower_states)
         TokenStore.write(partial / "captions", (text for _, text in captions))
+        about = {
+            "encoder": encoder.model.encoder.config.model_type,
+            "images": len(dataset.images()),
+            "captions": len(dataset.captions()),
+        }
+        (partial / ABOUT_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")
         partial.rename(done)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
-    return CachedImageTextDataset(dataset, done)
 
 
 def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
-    """Name of the cache: changes with the towers' weights, the data, or the preprocessing."""
+    """Name of a cache: changes with whatever its features depend on.
+
+    That is the towers' weights and configuration, pixels and texts, processor and tokenizer, and
+    the code that makes features of them, here and in transformers and Pillow.
+    """
     digest = hashlib.sha256()
     model = encoder.model.encoder
     heads = set(encoder_tokens.projection_parameters(model))
@@ -138,6 +124,18 @@ def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
         if name not in heads:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    config = {k: v for k, v in model.config.to_dict().items() if k not in _NAMES}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(dataset.fingerprint.encode())
     digest.update(encoder.collate.fingerprint.encode())
+    digest.update(f"{transformers.__version__} {PIL.__version__} {_code()}".encode())
     return digest.hexdigest()[:16]
+
+
+@cache
+def _code() -> str:
+    """Digest of the modules that turn rows into hidden states."""
+    digest = hashlib.sha256()
+    for module in (collator, images, encoder_tokens, one_sided, spec, table, token_store):
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()

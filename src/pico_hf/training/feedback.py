@@ -1,4 +1,4 @@
-"""What one iteration of the construction looks at, and when a training run calls it."""
+"""Builds column weights, judges them on the dev split, and decides when a run does so."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Feedback:
 
     @property
     def too_few_pairs(self) -> bool:
-        """Whether the training split is smaller than the probe set that prototypes have room for."""
+        """Whether the training split is smaller than the probe set of the prototypes."""
         return self.model.config.probe_size > len(self.train)
 
     def restart(self) -> None:

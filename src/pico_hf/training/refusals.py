@@ -170,8 +170,8 @@ def _check_frozen(args: PicoTrainingArguments, model_init: Any, collator: Any) -
     if collator is not None and not hasattr(collator, "fingerprint"):
         raise ValueError(
             "`freeze_encoder` caches features under a name that depends on the collator, and "
-            f"{type(collator).__name__} has no `fingerprint`. Add one, a text that changes with the "
-            "preprocessing, or leave `data_collator` out."
+            f"{type(collator).__name__} has no `fingerprint`. Add one, a text that changes with "
+            "the preprocessing, or leave `data_collator` out."
         )
 
 

@@ -1,4 +1,4 @@
-"""The splits of a run: what is taken for one, what is refused, and how much of one trials rank."""
+"""Checks the splits of a run, and chooses the part of the dev split that trials rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in t
 
 
 def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
-    """Rows with image and caption columns as a retrieval split; one that is stays as it is."""
+    """Makes a retrieval split of rows with image and caption columns, unless they are one."""
     return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
 
 
@@ -134,7 +134,7 @@ def check_best_metric(args: PicoTrainingArguments, dev: Any) -> None:
 
 
 def trial_part(split: ImageTextDataset) -> ImageTextDataset:
-    """What of a split every candidate ranks once: so much that it has `TRIAL_PAIRS` at most."""
+    """Chooses the part of a split that trials rank, with at most `TRIAL_PAIRS` pairs."""
     images = split.gallery.bincount()
     captions = split.gallery[split.text_to_image].bincount()
     pairs = int(images @ captions)  # each gallery is ranked by itself
@@ -142,7 +142,7 @@ def trial_part(split: ImageTextDataset) -> ImageTextDataset:
 
 
 def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
-    """Refuses a split that cannot tell better from worse, warns of one that hardly can."""
+    """Refuses a dev split that is too small to measure anything; warns of small galleries."""
     if len(split) < MIN_DEV_IMAGES:
         raise ValueError(
             f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "

@@ -32,6 +32,7 @@ from pico_hf.hub.adapter_loading import check_weights
 from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.evaluation import (
     SplitEncoder,
     evaluate_retrieval,
@@ -288,8 +289,8 @@ class PicoTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             disable_tqdm=self.args.disable_tqdm,
-            accumulation_steps=self.args.eval_accumulation_steps,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            offload=self.args.eval_accumulation_steps is not None,
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -379,8 +380,8 @@ class PicoTrainer(Trainer):
         """Stops looking for a batch size where there are no negatives any more."""
         if batch_size < 2:
             raise ValueError(
-                "`auto_find_batch_size` came down to one pair, which has no negatives. Take smaller "
-                "images or a smaller encoder, or pass `gradient_checkpointing=True`."
+                "`auto_find_batch_size` came down to one pair, which has no negatives. Take "
+                "smaller images or a smaller encoder, or pass `gradient_checkpointing=True`."
             )
         super()._update_auto_batch_size(batch_size)
 
@@ -411,9 +412,8 @@ class PicoTrainer(Trainer):
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
         if isinstance(rows, CachedImageTextDataset):
             return rows
-        # Names with an underscore are never pushed.
-        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "_feature_cache"
-        return cache_token_features(self.split_encoder, rows, Path(folder))
+        folder = Path(self.args.feature_cache_dir or default_cache_dir())
+        return cache_token_features(self.split_encoder, rows, folder)
 
 
 def _loss_of(outputs: Any) -> Tensor:

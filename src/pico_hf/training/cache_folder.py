@@ -1,0 +1,77 @@
+"""Lists and deletes cached features."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+
+ABOUT_FILE = "about.json"
+
+
+def default_cache_dir() -> Path:
+    """Where features are cached unless an argument says otherwise: all runs share it.
+
+    `PICO_HF_CACHE` names another folder.
+    """
+    return Path(os.environ.get("PICO_HF_CACHE") or Path(constants.HF_HOME) / "pico_hf")
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """Features of one split under one encoder.
+
+    Attributes:
+        key: Name of its folder.
+        encoder: `model_type` of the encoder.
+        images: How many images there are.
+        captions: How many captions there are.
+        size: Bytes on disk.
+    """
+
+    key: str
+    encoder: str
+    images: int
+    captions: int
+    size: int
+
+
+def cache_entries(folder: Path) -> list[CacheEntry]:
+    """The complete entries of a cache folder, the largest first.
+
+    Args:
+        folder: Parent of the entries; it need not exist.
+    """
+    entries = []
+    for file in folder.glob(f"*/{ABOUT_FILE}"):
+        if file.parent.suffix != ".partial":
+            about = json.loads(file.read_text(encoding="utf-8"))
+            size = sum(part.stat().st_size for part in file.parent.rglob("*") if part.is_file())
+            entries.append(CacheEntry(file.parent.name, **about, size=size))
+    return sorted(entries, key=lambda entry: -entry.size)
+
+
+def clear_cache(folder: Path, key: str | None = None) -> list[CacheEntry]:
+    """Deletes one entry, or all of them.
+
+    Args:
+        folder: Parent of the entries.
+        key: Of the entry; None deletes all.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        ValueError: If there is no such entry.
+    """
+    entries = [entry for entry in cache_entries(folder) if key in (None, entry.key)]
+    if key is not None and not entries:
+        raise ValueError(f"`key` must name an entry of {folder}, got {key!r}. List them first.")
+    for entry in entries:
+        shutil.rmtree(folder / entry.key)
+        (folder / f"{entry.key}.lock").unlink(missing_ok=True)
+    return entries
