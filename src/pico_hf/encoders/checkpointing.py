@@ -50,8 +50,11 @@ def with_input_gradients(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(run)
     def run_with_gradients(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() or not _trains(function):
+        if not torch.is_grad_enabled():
             return run(function, *args, **kwargs)
+        if not _trains(function):
+            follows = any(isinstance(value, Tensor) and value.requires_grad for value in args)
+            return run(function, *args, **kwargs) if follows else function(*args)
         first = next((n for n, value in enumerate(args) if _is_float(value)), None)
         if first is None:
             raise ValueError(

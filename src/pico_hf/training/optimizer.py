@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,15 +16,36 @@ from pico_hf.training_args import PicoTrainingArguments
 _OWN_ARRANGEMENT = {"params", "model", "optimizer_dict"}
 
 
-def arranges_parameters(optimizer: Any, options: dict[str, Any]) -> bool:
-    """Whether an optimizer takes all parameters at one learning rate, as GaLore, LOMO and Muon do.
+def grouped_options(
+    optimizer: Any,
+    options: Mapping[str, Any],
+    model: nn.Module,
+    args: PicoTrainingArguments,
+    decayed: Collection[str],
+) -> dict[str, Any]:
+    """Keywords of an optimizer, with parameter groups as its `params` if it takes any.
 
     Args:
         optimizer: Class of the optimizer, or a factory that is called with the model.
         options: Its keywords, as `Trainer.get_optimizer_cls_and_kwargs` gives them.
+        model: The model, plain or wrapped by peft.
+        args: The run's knobs.
+        decayed: Names of the parameters with weight decay.
+
+    Raises:
+        ValueError: If towers are to have a learning rate of their own and the optimizer takes all
+            parameters at one, as GaLore, LOMO and Muon do.
     """
     is_class = isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)
-    return not is_class or bool(_OWN_ARRANGEMENT & options.keys())
+    if is_class and not _OWN_ARRANGEMENT & options.keys():
+        rate = options.get("lr", args.learning_rate)
+        return {**options, "params": parameter_groups(model, args, decayed, rate)}
+    if args.tower_learning_rate is not None:
+        raise ValueError(
+            f"`tower_learning_rate` does not go with {getattr(optimizer, '__name__', optimizer)}, "
+            "which takes all parameters at one rate. Leave it out, or choose another `optim`."
+        )
+    return dict(options)
 
 
 def parameter_groups(

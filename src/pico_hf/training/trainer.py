@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
@@ -14,14 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_pt_utils import nested_detach, nested_numpify
-from transformers.trainer_utils import (
-    EvalLoopOutput,
-    EvalPrediction,
-    HubStrategy,
-    TrainOutput,
-    denumpify_detensorize,
-)
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
@@ -33,14 +25,12 @@ from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
-from pico_hf.training.evaluation import (
-    SplitEncoder,
-    evaluate_retrieval,
-    predict_retrieval,
-)
+from pico_hf.training.evaluation import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
-from pico_hf.training.optimizer import arranges_parameters, parameter_groups
+from pico_hf.training.model_calls import pair_loss, without_options
+from pico_hf.training.optimizer import grouped_options
+from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
     check_arguments,
     check_combinations,
@@ -232,30 +222,9 @@ class PicoTrainer(Trainer):
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:
-            metrics, scores, labels = evaluate_retrieval(self.pico_model, split), None, None
-        else:
-            scores, metrics = predict_retrieval(self.pico_model, split)
-            labels = split.text_to_image.cpu()
-            metrics |= self._metrics_of_user(scores, labels)
-            scores, labels = scores.numpy(), labels.numpy()
-        named = {
-            name
-            if name.startswith(f"{metric_key_prefix}_")
-            else f"{metric_key_prefix}_{name}": value
-            for name, value in metrics.items()
-        }
-        return EvalLoopOutput(scores, labels, metrics=named, num_samples=len(split.images))
-
-    def _metrics_of_user(self, scores: Tensor, labels: Tensor) -> dict[str, float]:
-        """What `compute_metrics` makes of all scores of a split and the image of each caption."""
-        if self.compute_metrics is None:
-            return {}
-        if self.preprocess_logits_for_metrics is not None:
-            scores = self.preprocess_logits_for_metrics(scores, labels)
-        prediction = EvalPrediction(
-            nested_numpify(nested_detach(scores)), label_ids=nested_numpify(labels)
-        )
-        return denumpify_detensorize(self.compute_metrics(prediction))
+            return ranked(self.pico_model, split, metric_key_prefix)
+        user = self.compute_metrics, self.preprocess_logits_for_metrics
+        return predicted(self.pico_model, split, metric_key_prefix, *user)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
@@ -358,7 +327,7 @@ class PicoTrainer(Trainer):
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, None, num_items_in_batch=num_items_in_batch)
         else:
-            loss = _loss_of(outputs)
+            loss = pair_loss(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
@@ -391,20 +360,10 @@ class PicoTrainer(Trainer):
             return self.optimizer
         chosen, given = self.model if model is None else model, self.optimizer_cls_and_kwargs
         optimizer, options = given or self.get_optimizer_cls_and_kwargs(self.args, chosen)
-        if not arranges_parameters(optimizer, options):
-            decayed = set(self.get_decay_parameter_names(chosen))
-            rate = options.get("lr", self.args.learning_rate)
-            options = {
-                **options,
-                "params": parameter_groups(chosen, self.args, decayed, rate),
-            }
-        elif self.args.tower_learning_rate is not None:
-            raise ValueError(
-                f"`tower_learning_rate` does not go with `optim={str(self.args.optim.value)!r}`, "
-                "which takes all parameters at one rate. Leave it out, or choose another `optim`."
-            )
+        decayed = self.get_decay_parameter_names(chosen)
+        options = grouped_options(optimizer, options, chosen, self.args, decayed)
         try:  # stock code makes the optimizer of what it finds here
-            self.optimizer_cls_and_kwargs = (optimizer, dict(options))
+            self.optimizer_cls_and_kwargs = optimizer, options
             return super().create_optimizer(model)
         finally:
             self.optimizer_cls_and_kwargs = given
@@ -414,29 +373,3 @@ class PicoTrainer(Trainer):
             return rows
         folder = Path(self.args.feature_cache_dir or default_cache_dir())
         return cache_token_features(self.split_encoder, rows, folder)
-
-
-def _loss_of(outputs: Any) -> Tensor:
-    """The loss of a batch of pairs; 0, with gradients, of a single pair.
-
-    Raises:
-        ValueError: If images and texts are not pairs.
-    """
-    if outputs.get("loss") is not None:
-        return outputs["loss"]
-    logits = outputs["logits_per_image"]
-    if logits.shape != (1, 1):
-        raise ValueError(
-            f"A batch must have as many texts as images, got {logits.shape[0]} images and "
-            f"{logits.shape[1]} texts. Make pairs of them in `data_collator`."
-        )
-    return logits.sum() * 0
-
-
-def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """A function that makes a model of a trial or of nothing, as `Trainer` counts its arguments."""
-    parameters = inspect.signature(model_init).parameters.values()
-    optional = all(
-        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-    )
-    return (lambda: model_init()) if optional and len(parameters) > 1 else model_init
