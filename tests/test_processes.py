@@ -12,11 +12,14 @@ import json, sys
 sys.path.insert(0, {tests!r})
 import torch, torch.distributed as dist
 from pathlib import Path
+from tiny import tiny_rows
 from tiny_trainer import BARE, tiny_model, tiny_trainer
 knobs = json.loads({knobs!r})
-loss = knobs.pop("loss")
+options = {{"model": tiny_model(loss=knobs.pop("loss"))}}
+if knobs.pop("stream", False):
+    options["train_dataset"] = tiny_rows(24).to_iterable_dataset(num_shards=2)
 trainer = tiny_trainer(
-    Path({folder!r}), {{"model": tiny_model(loss=loss)}}, ddp_backend="gloo",
+    Path({folder!r}), options, ddp_backend="gloo",
     per_device_train_batch_size=4, prototype_warmup_epochs=0.0, **knobs, **BARE,
 )
 before = trainer.model.encoder.text_projection.weight.detach().clone()
@@ -49,6 +52,13 @@ def two_processes(folder: Path, **knobs) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("loss", ["hinge", "infonce"])
 def test_two_processes_train_with_gradient_checkpointing(tmp_path, loss):
     result = two_processes(tmp_path, loss=loss, gradient_checkpointing=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("trained alike") == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_a_stream(tmp_path):
+    result = two_processes(tmp_path, loss="hinge", stream=True, max_steps=3)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("trained alike") == 2
 

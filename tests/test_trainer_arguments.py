@@ -127,7 +127,7 @@ def test_several_gpus_in_one_process_are_refused_with_the_command_that_starts_se
     args = tiny_args(tmp_path)
     assert args.n_gpu == 0
     args._n_gpu = 2
-    with pytest.raises(ValueError, match="sees 2 GPUs. .*torchrun --nproc_per_node 2 "):
+    with pytest.raises(ValueError, match=r"sees 2 GPUs. .*torchrun --nproc_per_node 2 "):
         tiny_trainer(tmp_path, {"args": args})
 
 

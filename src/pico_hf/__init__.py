@@ -21,6 +21,7 @@ from pico_hf.modeling_pico import PicoModel
 if TYPE_CHECKING:
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
+    from pico_hf.data.stream import ImageTextStream
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.pipelines import (
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ImageTextDataset": "pico_hf.data.dataset",
+    "ImageTextStream": "pico_hf.data.stream",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
     "PicoTrainer": "pico_hf.training.trainer",
@@ -47,6 +49,7 @@ _LAZY = {
 
 __all__ = [
     "ImageTextDataset",
+    "ImageTextStream",
     "PicoCollator",
     "PicoConfig",
     "PicoImageFeatureExtractionPipeline",

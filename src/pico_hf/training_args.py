@@ -80,8 +80,12 @@ class PicoTrainingArguments(TrainingArguments):
     refine_prototypes: bool = field(
         default=True, metadata={"help": "False trains the base model: w = 1 throughout."}
     )
-    prototype_warmup_epochs: float = field(
-        default=1.0, metadata={"help": "Epochs with uniform weights before the first refinement."}
+    prototype_warmup_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs with uniform weights before the first refinement; default 1, for a "
+            "stream 0.1, which is a tenth of the run."
+        },
     )
     alignment_images: int = field(
         default=20_000, metadata={"help": "Training images that canonical columns come from."}
@@ -99,6 +103,9 @@ class PicoTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Fits what was not given to what was, then checks our own knobs after the stock ones."""
+        self.warmup_given = self.prototype_warmup_epochs is not None
+        if not self.warmup_given:
+            self.prototype_warmup_epochs = 1.0
         self.evaluation_given = self.eval_strategy is not None
         self._fit_evaluation()
         super().__post_init__()

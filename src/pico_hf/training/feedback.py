@@ -28,6 +28,7 @@ from pico_hf.core.construction import (
 from pico_hf.core.fusion import FusionRule, normalised_gain
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.evaluation import (
     SplitEncoder,
@@ -57,7 +58,7 @@ class Feedback:
     """
 
     encoder: SplitEncoder
-    train: ImageTextDataset | None
+    train: ImageTextDataset | ImageTextStream | None
     dev: ImageTextDataset | Mapping[str, ImageTextDataset] | None
     args: PicoTrainingArguments
     estimate: ProbabilityEstimate = complement_of_style
@@ -91,11 +92,16 @@ class Feedback:
     @property
     def too_few_pairs(self) -> bool:
         """Whether the training split is smaller than the probe set of the prototypes."""
-        return self.model.config.probe_size > len(self.train)
+        return self.model.config.probe_size > self.pairs_in_probe
+
+    @property
+    def pairs_in_probe(self) -> int:
+        """How many training pairs the probe set has: as configured, or all that there are."""
+        return len(self.train.probe(self.model.config.probe_size))
 
     def restart(self) -> None:
         """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
-        self.model.restart_prototypes(min(self.model.config.probe_size, len(self.train)))
+        self.model.restart_prototypes(self.pairs_in_probe)
 
     def construct(self) -> list[Refinement]:
         """One iteration of style prototypes, or one alignment of canonical columns.

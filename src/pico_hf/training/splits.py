@@ -9,16 +9,19 @@ from copy import copy
 from functools import cache
 from typing import Any
 
+import datasets
 import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.stream import ImageTextStream
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
 
 MIN_DEV_IMAGES = 10
+STREAM_WARMUP = 0.1  # of the run, since a stream has no epochs
 TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
 
 
@@ -27,15 +30,16 @@ def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
     return rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows, seed=seed)
 
 
-def train_split(rows: Any, args: PicoTrainingArguments) -> ImageTextDataset:
-    """The training split, checked.
+def train_split(rows: Any, args: PicoTrainingArguments) -> ImageTextDataset | ImageTextStream:
+    """The training split or stream, checked.
 
     Args:
-        rows: One split: rows with image and caption columns, or a split as it is.
+        rows: One split or stream: rows with image and caption columns, or a split as it is.
         args: The run's knobs.
 
     Raises:
-        ValueError: If there are several splits, or too few rows for a batch.
+        ValueError: If there are several splits, too few rows for a batch, or a stream and no number
+            of steps.
     """
     if isinstance(rows, Mapping):
         raise ValueError(
@@ -43,9 +47,25 @@ def train_split(rows: Any, args: PicoTrainingArguments) -> ImageTextDataset:
             f"{', '.join(map(str, rows)) or 'nothing'}. Pass one of them, such as "
             f"`data[{next(iter(rows), 'train')!r}]`."
         )
+    if isinstance(rows, datasets.IterableDataset | ImageTextStream):
+        _check_stream(args)
+        return rows if isinstance(rows, ImageTextStream) else ImageTextStream(rows, args.seed)
     split = as_pairs(rows, args.seed)
     check_train_split(split, args)
     return split
+
+
+def _check_stream(args: PicoTrainingArguments) -> None:
+    if args.max_steps <= 0:
+        raise ValueError(
+            "`max_steps` must be given for a stream, which has no length. Pass the number of "
+            "optimizer steps of the run."
+        )
+    if args.freeze_encoder:
+        raise ValueError(
+            "`freeze_encoder` caches features of a whole split, and a stream has no end. Leave it "
+            "out, or load the data without `streaming`."
+        )
 
 
 def dev_splits(rows: Any, args: PicoTrainingArguments) -> Any:
@@ -95,27 +115,42 @@ def metric_names() -> tuple[str, ...]:
     return tuple(retrieval_metrics(torch.eye(2), torch.arange(2)))
 
 
-def fit_to_dev(args: PicoTrainingArguments, dev: Any) -> PicoTrainingArguments:
-    """Arguments whose defaults fit the dev split: none, one, or a dict of splits.
+def fit_to_splits(args: PicoTrainingArguments, train: Any, dev: Any) -> PicoTrainingArguments:
+    """Arguments whose defaults fit a stream, and no dev split or a dict of them.
 
     Args:
         args: What the user gave; it is not changed.
+        train: The training split or stream.
         dev: The dev split or splits.
 
     Returns:
         The same object if nothing has to change.
     """
     changed: dict[str, Any] = {}
+    if isinstance(train, ImageTextStream):
+        changed |= _stream_defaults(args)
     if dev is None and not args.evaluation_given:
-        changed = {"eval_strategy": IntervalStrategy.NO, "load_best_model_at_end": False}
+        changed |= {"eval_strategy": IntervalStrategy.NO, "load_best_model_at_end": False}
     elif isinstance(dev, Mapping) and args.metric_for_best_model is not None:
-        changed = {"metric_for_best_model": dev_metric(args.metric_for_best_model, dev)}
+        changed["metric_for_best_model"] = dev_metric(args.metric_for_best_model, dev)
     if all(getattr(args, name) == value for name, value in changed.items()):
         return args
     fitted = copy(args)
     for name, value in changed.items():
         setattr(fitted, name, value)
     return fitted
+
+
+def _stream_defaults(args: PicoTrainingArguments) -> dict[str, Any]:
+    """What fits a stream, of what was not given."""
+    changed: dict[str, Any] = {}
+    if not args.warmup_given:
+        changed["prototype_warmup_epochs"] = STREAM_WARMUP
+    if args.accelerator_config.dispatch_batches is None:
+        # One process could not join the batches of all of them, which are padded differently.
+        changed["accelerator_config"] = copy(args.accelerator_config)
+        changed["accelerator_config"].dispatch_batches = False
+    return changed
 
 
 def check_best_metric(args: PicoTrainingArguments, dev: Any) -> None:

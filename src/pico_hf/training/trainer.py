@@ -42,7 +42,7 @@ from pico_hf.training.splits import (
     check_best_metric,
     dev_splits,
     each,
-    fit_to_dev,
+    fit_to_splits,
     train_split,
 )
 from pico_hf.training_args import PicoTrainingArguments
@@ -55,7 +55,8 @@ class PicoTrainer(Trainer):
         model: The model to train, plain or wrapped by peft.
         args: The run's knobs.
         train_dataset: Rows of an image and its captions: a `datasets.Dataset` with image and
-            caption columns, or an `ImageTextDataset`.
+            caption columns, or an `ImageTextDataset`. Or a stream of such rows: a
+            `datasets.IterableDataset` or an `ImageTextStream`, which need `max_steps`.
         eval_dataset: The dev split, likewise; in a dict of splits the first one gives the feedback.
             Never the test split: prototypes and checkpoints are chosen by it.
         processing_class: Processor of images and captions; the default collator is made from it.
@@ -90,7 +91,7 @@ class PicoTrainer(Trainer):
         check_combinations(args, model, kwargs.get("model_init"), data_collator, optimizers)
         train = None if train_dataset is None else train_split(train_dataset, args)
         dev = dev_splits(eval_dataset, args)
-        args = fit_to_dev(args, dev)
+        args = fit_to_splits(args, train, dev)
         if kwargs.get("compute_metrics") is None:  # else any name may be among its metrics
             check_best_metric(args, dev)
         if model is not None:
@@ -148,7 +149,7 @@ class PicoTrainer(Trainer):
 
         `ignore_keys_for_eval` has no effect, since an evaluation keeps no outputs of batches.
         """
-        self.args = fit_to_dev(self.args, self.eval_dataset)
+        self.args = fit_to_splits(self.args, self.train_dataset, self.eval_dataset)
         if self.train_dataset is not None:
             self._fit_probe(self.pico_model)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
@@ -228,10 +229,11 @@ class PicoTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
+        splits: Any = self.eval_dataset
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            eval_dataset = splits[eval_dataset]
         elif eval_dataset is None:
-            eval_dataset = self.eval_dataset
+            eval_dataset = splits
         if eval_dataset is None:
             return super().get_eval_dataloader()  # which says what is missing
         return self.get_test_dataloader(eval_dataset)
