@@ -38,8 +38,7 @@ class PicoPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False  # a contrastive loss is a mean over the batch, not over tokens
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    _supports_sdpa = _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ("prototypes",)
     _set_gradient_checkpointing = set_gradient_checkpointing
 
