@@ -37,6 +37,7 @@ def fused(monkeypatch):
     """Scores and gradients by the kernels; counts their calls, so that none is skipped."""
     calls = []
     run = fused_interaction._score
+    monkeypatch.setenv("PICO_FUSED_KERNELS", "1")
     monkeypatch.setattr(fused_interaction, "DEVICES", (DEVICE,))
     monkeypatch.setattr(
         fused_interaction, "_score", lambda *a, **k: calls.append(1) or run(*a, **k)
@@ -153,8 +154,20 @@ def test_without_gradient_no_positions_are_kept(fused, monkeypatch):
     assert kept == [False]
 
 
+def test_a_kernel_that_never_ran_on_a_gpu_is_used_only_if_asked_for(monkeypatch):
+    monkeypatch.setattr(fused_interaction, "DEVICES", (DEVICE,))
+    features = torch.ones(1, 2, 3)
+    monkeypatch.delenv("PICO_FUSED_KERNELS", raising=False)
+    assert not fused_interaction.applies(features, features)
+    monkeypatch.setenv("PICO_FUSED_KERNELS", "0")
+    assert not fused_interaction.applies(features, features)
+    monkeypatch.setenv("PICO_FUSED_KERNELS", "1")
+    assert fused_interaction.applies(features, features)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32])
 def test_other_precisions_take_the_plain_path(monkeypatch, dtype):
     monkeypatch.setattr(fused_interaction, "DEVICES", (DEVICE,))
+    monkeypatch.setenv("PICO_FUSED_KERNELS", "1")
     features = torch.ones(1, 2, 3, dtype=dtype)
     assert not fused_interaction.applies(features, features)

@@ -1,11 +1,14 @@
 """Facts of a run become a page that holds them, and two plots."""
 
 import re
+from email.message import Message
 
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
+from pico_hf.cards import model_card
 from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
 from pico_hf.cards.plots import final_shares
 from tiny import tiny_encoder, tiny_processor
@@ -54,6 +57,48 @@ def test_the_metadata_name_the_data_and_a_base_model_of_the_hub(tmp_path):
     assert (
         ModelCard.load(write_model_card(tmp_path, facts(base_model="clip"))).data.base_model is None
     )
+
+
+def private() -> ModelFacts:
+    """Facts with a path of the machine, or a secret, in every field that may hold one."""
+    command = (
+        "python examples/run_pico.py --train_file '/home/me/My Data (v1)/t.jsonl' "
+        "--model_name_or_path=C:\\\\Users\\\\me\\\\clip --hub_token hf_abcdefgh1234 "
+        "--data ~/me/x.csv --mirror https://me:secret@mirror.example/x"
+    )
+    return facts(
+        name="/home/me/outputs/mine/",
+        base_model="/home/me/models/clip",
+        dataset="/home/me/My Data (v1)",
+        command=command,
+        arguments={"output_dir": "/home/me/out", "hub_token": "hf_abcdefgh1234", "seed": 7},
+    )
+
+
+def test_no_path_of_the_machine_and_no_secret_is_published(tmp_path):
+    text = write_model_card(tmp_path, private()).read_text()
+    for hidden in ("/home", "Users", "hf_abc", "secret", "~/", "me/"):
+        assert hidden not in text, hidden
+    for shown in ("# mine", "clip, trained on My Data (v1)", "t.jsonl", "x.csv", "`seed`: 7"):
+        assert shown in text, shown
+
+
+def test_a_data_set_whose_name_is_no_id_gets_one_that_the_hub_takes(tmp_path):
+    data = ModelCard.load(write_model_card(tmp_path, private())).data
+    assert data.datasets == ["my-data-v1"]
+    validate_repo_id(data.datasets[0])
+    assert data.base_model is None
+    assert {result.dataset_name for result in data.eval_results} == {"My Data (v1) (seen)"}
+
+
+def test_the_link_to_the_package_comes_from_its_metadata(tmp_path, monkeypatch):
+    text = write_model_card(tmp_path, facts()).read_text()
+    assert "with pico_hf: image-text retrieval" in text  # setup.cfg names no home page
+    about = Message()
+    about["Project-URL"] = "Homepage, https://example.org/pico"
+    monkeypatch.setattr(model_card, "metadata", lambda name: about)
+    text = write_model_card(tmp_path, facts()).read_text()
+    assert "with [pico_hf](https://example.org/pico): image-text retrieval" in text
 
 
 def test_the_metadata_carry_the_metrics_of_the_published_model(tmp_path):

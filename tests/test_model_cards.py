@@ -59,5 +59,11 @@ def test_the_pictures_of_the_page_are_there(page):
             assert picture.width > 400
 
 
+def test_the_card_names_no_registry_and_no_path_of_a_machine(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"https?://(?!arxiv\.org)\S+", text)
+    assert not re.findall(r"(?:^|[\s'\"`(])(?:/|~/|[A-Z]:\\)\w\S*", text, re.MULTILINE)
+
+
 def test_every_folder_of_pages_is_listed():
     assert sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) == list(NAMES)

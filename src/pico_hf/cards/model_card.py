@@ -1,10 +1,10 @@
-"""Facts of a run → a model page in Markdown."""
+"""Writes a model card in Markdown from the facts of a run."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, metadata
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor
 
 from pico_hf.cards.plots import plot_iterations, plot_spectrum
+from pico_hf.cards.privacy import data_set_id, is_hub_id, public_command, public_name
 
 METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 HEADINGS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rSum")
@@ -21,7 +22,7 @@ HEADINGS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rSum")
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model page tells.
+    """What a model card tells.
 
     Attributes:
         name: Name of the model.
@@ -80,9 +81,10 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         facts: What to tell.
 
     Returns:
-        Path of the page.
+        Path of the card.
     """
-    plots = find_spec("matplotlib") is not None  # an extra: a page without it has no pictures
+    facts = _public(facts)
+    plots = find_spec("matplotlib") is not None  # an extra: a card without it has no plots
     if plots:
         plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
     if plots and facts.iterations:
@@ -107,18 +109,46 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         dataset=facts.dataset or "image-text pairs",
         adapter=facts.adapter,
         named_base=_is_repository(facts.base_model),
+        package=_package_link(),
     )
     path = folder / "README.md"
     card.save(path)
     return path
 
 
+def _public(facts: ModelFacts) -> ModelFacts:
+    """The facts without paths of a machine and without secrets."""
+    return replace(
+        facts,
+        name=public_name(facts.name),
+        command=public_command(facts.command),
+        base_model=facts.base_model and public_name(facts.base_model),
+        dataset=facts.dataset and public_name(facts.dataset),
+        arguments={
+            name: public_name(value) if isinstance(value, str) else value
+            for name, value in facts.arguments.items()
+        },
+    )
+
+
+def _package_link() -> str:
+    """The package's name, as a link if its metadata name a home page."""
+    try:
+        about = metadata("pico-hf")
+    except PackageNotFoundError:  # a source folder
+        return "pico_hf"
+    pages = [*(about.get_all("Home-page") or []), *(about.get_all("Project-URL") or [])]
+    page = next((page.rpartition(",")[2].strip() for page in pages if page), None)
+    return f"[pico_hf]({page})" if page else "pico_hf"
+
+
 def _metadata(facts: ModelFacts) -> ModelCardData:
+    data_set = facts.dataset and data_set_id(facts.dataset)
     results = [
         EvalResult(
             task_type="image-text-retrieval",
             task_name="Image-text retrieval",
-            dataset_type=facts.dataset or "custom",
+            dataset_type=data_set or "custom",
             dataset_name=f"{facts.dataset or 'custom'} ({split})",
             dataset_split=split,
             metric_type=metric,
@@ -136,7 +166,7 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
         origin["base_model_relation"] = "adapter"
     return ModelCardData(
         model_name=facts.name,
-        datasets=facts.dataset and [facts.dataset.lower().replace(" ", "-")],
+        datasets=data_set and [data_set],
         library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=[*tags, "lora"] if facts.adapter else tags,
@@ -148,4 +178,4 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
 
 def _is_repository(name: str | None) -> bool:
     """True for `owner/name`: neither a description nor a folder of somebody's machine."""
-    return bool(name and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists())
+    return bool(name and "/" in name and is_hub_id(name) and not Path(name).exists())

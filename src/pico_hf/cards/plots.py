@@ -1,4 +1,4 @@
-"""Two pictures of a run: the spectrum of semantic probabilities, and the iterations' feedback."""
+"""Two plots of a run: the spectrum of semantic probabilities, and the iterations' feedback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training run publishes: the files of a checkpoint and a page about the run so far."""
+"""What a training run publishes: the files of a checkpoint and a model card of the run so far."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState
 
 from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
+from pico_hf.cards.privacy import is_hub_id, public_name
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
 
-MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep the page as it is. -->"
+MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep the card as it is. -->"
 _PUBLISHED = (".safetensors", ".json", ".py")
 _SHOWN = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 
@@ -44,7 +45,7 @@ def write_run_card(
     name: str | None = None,
     **metadata: Any,
 ) -> bool:
-    """Writes README.md and plots about a run, unless somebody else wrote the page.
+    """Writes README.md and plots about a run, unless somebody else wrote the card.
 
     Args:
         folder: The folder that is pushed.
@@ -53,10 +54,10 @@ def write_run_card(
         state: The trainer's state.
         best: True if the model is the best checkpoint rather than the last one.
         name: Title; None takes the repository's name.
-        metadata: More entries of the page's metadata, such as `language`; None is left out.
+        metadata: More entries of the card's metadata, such as `language`; None is left out.
 
     Returns:
-        False if the page was left as it is.
+        False if the card was left as it is.
     """
     path = folder / "README.md"
     if path.exists() and not _replaceable(path.read_text(encoding="utf-8")):
@@ -67,7 +68,7 @@ def write_run_card(
     for key, value in metadata.items():
         if key == "tags" and value:
             given = [value] if isinstance(value, str) else value
-            card.data.tags = list(dict.fromkeys([*card.data.tags, *given]))
+            card.data.tags = list(dict.fromkeys([*card.data.tags, *map(public_name, given)]))
         elif value is not None:
             setattr(card.data, key, value)
     card.text = f"{card.text.rstrip()}\n\n{MARK}\n"
@@ -75,9 +76,9 @@ def write_run_card(
     return True
 
 
-def _replaceable(page: str) -> bool:
-    """True for a page of ours, and for peft's empty form, which every saved adapter comes with."""
-    return MARK in page or "[More Information Needed]" in page
+def _replaceable(card: str) -> bool:
+    """True for a card of ours, and for peft's empty form, which every saved adapter comes with."""
+    return MARK in card or "[More Information Needed]" in card
 
 
 def run_facts(
@@ -121,6 +122,5 @@ def _results(history: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, flo
 def _origin(model: PicoModel) -> str:
     """The encoder's repository, but never a path of somebody's machine."""
     name = getattr(model.encoder.config, "_name_or_path", "") or ""
-    public = name.count("/") <= 1 and not name.startswith((".", "/", "~"))
-    known = name and public and not os.path.exists(name)
+    known = is_hub_id(name) and not os.path.exists(name)
     return name if known else f"Encoder of type {model.encoder.config.model_type}"

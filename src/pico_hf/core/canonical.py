@@ -66,7 +66,7 @@ class PairMoments:
 
     @cached_property
     def scatters(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Covariances of images and texts: of all `"tokens"`, and of the mean tokens of `"items"`."""
+        """Covariances of images and texts: of all `"tokens"`, and of the mean tokens, `"items"`."""
         images, texts = _centred(self.images.items[self.text_to_image]), _centred(self.texts.items)
         count = len(self.text_to_image)
         return {

@@ -22,8 +22,9 @@ def similarity(
     """Score every image against every text by weighted late interaction in both directions.
 
     S = mean_p max_w s[p, w] + mean_w max_p s[p, w] with s[p, w] = Σ_d w_d · V[p, d] · T[w, d]
-    (arXiv 2510.11175). Padding takes part in neither the maxima nor the means. On a GPU with triton
-    a fused kernel does it, for float32 as exactly as `torch.set_float32_matmul_precision` says.
+    (arXiv 2510.11175). Padding takes part in neither the maxima nor the means. With
+    `PICO_FUSED_KERNELS=1` in the environment a fused kernel does it on a GPU with triton, for
+    float32 as exactly as `torch.set_float32_matmul_precision` says.
 
     Args:
         images: Patches of the images.
@@ -67,17 +68,17 @@ def _check_scorable(
     if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
             f"`column_weights` must be of shape ({width},), one per column, got "
-            f"{tuple(column_weights.shape)}. Do take them from features of this width."
+            f"{tuple(column_weights.shape)}. Take them from features of this width."
         )
     if width != texts.features.shape[2]:
         raise ValueError(
             f"`texts` must be as wide as `images` ({width} columns), got "
-            f"{texts.features.shape[2]}. Do project both into one space."
+            f"{texts.features.shape[2]}. Project both into one space."
         )
     for name, tokens in (("images", images), ("texts", texts)):
         empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(
                 f"`{name}` must have at least one real token in every row, got none in rows "
-                f"{empty[:5]}. Do drop them or keep at least one token."
+                f"{empty[:5]}. Drop them, or keep at least one token."
             )

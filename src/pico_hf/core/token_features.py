@@ -36,16 +36,16 @@ class TokenFeatures:
         if self.features.ndim != 3:
             raise ValueError(
                 "`features` must be of shape (n, tokens, D), got "
-                f"{tuple(self.features.shape)}. Do features.unsqueeze(0) for a single item."
+                f"{tuple(self.features.shape)}. For a single item pass features.unsqueeze(0)."
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be boolean, got {self.mask.dtype}. Do mask.bool() (True = real)."
+                f"`mask` must be boolean, got {self.mask.dtype}. Pass mask.bool(): True = real."
             )
         if self.mask.shape != self.features.shape[:2]:
             raise ValueError(
                 f"`mask` must be of shape {tuple(self.features.shape[:2])}, the first two axes of "
-                f"`features`, got {tuple(self.mask.shape)}. Do one entry per token."
+                f"`features`, got {tuple(self.mask.shape)}. Give one entry per token."
             )
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class TokenFeatures:
             ValueError: If `parts` is empty.
         """
         if not parts:
-            raise ValueError("`parts` must hold at least one batch, got none. Do skip the call.")
+            raise ValueError("`parts` must hold at least one batch, got none.")
         tokens = max(part.mask.shape[1] for part in parts)
         pads = [tokens - part.mask.shape[1] for part in parts]
         pairs = list(zip(parts, pads, strict=True))

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from pico_hf.data.columns import find_in_row, texts_of
-from pico_hf.data.images import as_rgb
+from pico_hf.data.images import BACKGROUND, as_rgb
 from pico_hf.encoders.table import text_lengths
 
 # Cached outputs of the towers, and the mask that each is padded with.
@@ -31,6 +31,7 @@ class PicoCollator:
             processor's class.
         image_column: None finds it in the first row of a batch.
         caption_column: One caption or a list of captions; None finds it.
+        background: Colour behind transparent pixels, as `PIL.ImageColor` names it.
 
     Raises:
         ValueError: If the processor lacks a tokenizer or an image processor.
@@ -44,6 +45,7 @@ class PicoCollator:
         config: PreTrainedConfig | None = None,
         image_column: str | None = None,
         caption_column: str | None = None,
+        background: str = BACKGROUND,
     ) -> None:
         self.tokenizer = getattr(processor, "tokenizer", None)
         self.image_processor = getattr(processor, "image_processor", None)
@@ -53,6 +55,7 @@ class PicoCollator:
                 f"{type(processor).__name__}. Load it with AutoProcessor.from_pretrained(…)."
             )
         self.image_column, self.caption_column = image_column, caption_column
+        self.background = background
         if config is not None:
             fixed, positions = text_lengths(getattr(config, "encoder_config", config))
         else:
@@ -69,7 +72,7 @@ class PicoCollator:
             type(self.image_processor).__qualname__,
             self.image_processor.to_dict(),
             _tokenizer_content(self.tokenizer),
-            (self.max_length, self.fixed_length),
+            (self.max_length, self.fixed_length, self.background),
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -93,7 +96,7 @@ class PicoCollator:
         several = len(owner) > len(rows)
         if image is not None:
             inputs = self.image_processor(
-                images=[as_rgb(row[image]) for row in rows], return_tensors="pt"
+                images=[as_rgb(row[image], self.background) for row in rows], return_tensors="pt"
             )
             batch |= {name: value[owner] if several else value for name, value in inputs.items()}
         if caption is not None:

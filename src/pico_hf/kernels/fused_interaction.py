@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pico_hf.kernels.interaction_gradient import refuse_second_derivative
 
+SWITCH = "PICO_FUSED_KERNELS"
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHORTEST, LONGEST = 16, 256  # words per text the kernels' tiles can take
@@ -22,9 +24,14 @@ PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 
 def applies(image_features: Tensor, text_features: Tensor) -> bool:
-    """Tell whether the fused kernels can score these features: a GPU, triton, one common dtype."""
+    """Tell whether the fused kernels score these features: if asked for, on a GPU with triton.
+
+    They were checked in Triton's interpreter only, so that the plain path is the default. Set
+    `PICO_FUSED_KERNELS=1` to use them; `python benchmarks/gpu.py --check` compares both first.
+    """
     return (
-        image_features.device.type in DEVICES
+        os.environ.get(SWITCH) == "1"
+        and image_features.device.type in DEVICES
         and image_features.dtype == text_features.dtype
         and image_features.dtype in DTYPES
         and image_features.shape[1] < 2**15

@@ -75,7 +75,7 @@ def refuse_second_derivative() -> None:
     """Raise RuntimeError inside a backward that is itself recorded for a gradient."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "`similarity` cannot be differentiated twice, got create_graph=True. Do call "
+            "`similarity` cannot be differentiated twice, got create_graph=True. Call "
             "backward without it, or score with plain autograd operations."
         )
 

@@ -285,7 +285,7 @@ class PicoTrainer(Trainer):
             save_companions(self.pico_model, output_dir or self.args.output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Makes the pushed folder whole first: prototypes, page and plots of this very moment."""
+        """Adds prototypes, model card and plots of this very moment to the pushed folder first."""
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         skipped = running and not self.args.hub_always_push  # an upload is reading the folder
         wanted = self.args.hub_strategy != HubStrategy.END and not skipped
@@ -295,7 +295,7 @@ class PicoTrainer(Trainer):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Writes a page with the run's numbers and plots; one written by somebody else stays.
+        """Writes a model card with numbers and plots; one written by somebody else stays.
 
         Args:
             model_name: Title.
