@@ -377,8 +377,7 @@ class PicoModel(PicoPreTrainedModel):
         self._calibration = StyleCalibration.between(*states)
 
     def _tower_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
-        given = image_inputs(batch, self.device)
-        return encoder_tokens.image_hidden_states(self.encoder, **given)
+        return encoder_tokens.image_hidden_states(self.encoder, **image_inputs(batch, self.device))
 
     def freeze_towers(self) -> None:
         """Trains only what comes after the towers' hidden states: projections and logit scale.
