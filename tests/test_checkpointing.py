@@ -63,6 +63,22 @@ def test_reentrant_checkpointing_trains_other_towers_too(encoder):
     assert len(found) > 20
 
 
+@pytest.mark.parametrize("encoder", ["clip", "swin+bert", "siglip2"])
+def test_checkpointing_before_an_adapter_is_put_on_trains_the_adapter(encoder):
+    peft = pytest.importorskip("peft")
+    from pico_hf import pico_lora_config
+
+    model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=8)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=REENTRANT)
+    wrapped = peft.get_peft_model(model, pico_lora_config(model, r=2)).train()
+    wrapped(**tiny_inputs(encoder=encoder)).loss.backward()
+    matrices = {n: p for n, p in wrapped.named_parameters() if "lora_B" in n}
+    assert matrices
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in matrices.values())
+    model.disable_input_require_grads()
+    assert not model._require_grads_hooks
+
+
 def test_frozen_layers_are_not_made_to_carry_gradients():
     model = partly_frozen()
     seen = {}

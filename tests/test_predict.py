@@ -78,7 +78,9 @@ def test_metrics_of_ones_own_join_ours_in_every_evaluation(tmp_path):
     assert "eval_rsum" in found
     trainer.train()
     logged = [e["eval_spread"] for e in trainer.state.log_history if "eval_spread" in e]
-    assert trainer.state.best_metric == logged[0]  # of the only epoch; the last one is of the aligned model
+    assert (
+        trainer.state.best_metric == logged[0]
+    )  # of the only epoch; the last one is of the aligned model
 
 
 def test_scores_may_be_preprocessed_before_metrics_of_ones_own(tmp_path):

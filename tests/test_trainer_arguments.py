@@ -189,6 +189,20 @@ def test_what_is_better_follows_from_the_metric(tmp_path, name, greater):
     assert chosen.greater_is_better is not greater
 
 
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_a_scheduler_that_follows_a_metric_knows_what_is_better(tmp_path, name):
+    def mode(**knobs):
+        return tiny_args(tmp_path, lr_scheduler_type=name, **knobs).lr_scheduler_kwargs["mode"]
+
+    assert mode() == mode(metric_for_best_model=None) == "max"
+    assert mode(metric_for_best_model="i2t_median_rank") == "min"
+    assert mode(lr_scheduler_kwargs={"mode": "min"}) == "min"
+    splits = {"seen": tiny_rows(12), "unseen": tiny_rows(16)}
+    tiny_trainer(tmp_path, {"eval_dataset": splits}, lr_scheduler_type=name).train()
+    with pytest.raises(ValueError, match="follows a metric of the dev split"):
+        tiny_trainer(tmp_path, {"eval_dataset": None}, lr_scheduler_type=name)
+
+
 def test_without_a_dev_split_the_defaults_train_without_evaluation(tmp_path):
     trainer = tiny_trainer(tmp_path, {"eval_dataset": None})
     assert (trainer.args.eval_strategy, trainer.args.load_best_model_at_end) == ("no", False)

@@ -18,8 +18,8 @@ from pico_hf.core.losses import PairLogits, contrastive_loss
 from pico_hf.core.semantic import column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
+from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
-from pico_hf.encoders.checkpointing import set_gradient_checkpointing
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
 from pico_hf.encoders.inputs import image_inputs
 from pico_hf.hub import loading
@@ -40,7 +40,8 @@ class PicoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ("prototypes",)
-    _set_gradient_checkpointing = set_gradient_checkpointing
+    _set_gradient_checkpointing = checkpointing.set_gradient_checkpointing
+    enable_input_require_grads = checkpointing.enable_input_require_grads
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -230,8 +231,7 @@ class PicoModel(PicoPreTrainedModel):
             patch_mask=patch_mask,
             **inputs,
         )
-        if self._calibration is not None:
-            hidden = self._calibration(hidden)
+        hidden = hidden if self._calibration is None else self._calibration(hidden)
         if self.training and self.config.column_dropout > 0:
             hidden = drop_columns(hidden, self.config.column_dropout)
         projected = encoder_tokens.project_image_tokens(self.encoder, hidden.features)

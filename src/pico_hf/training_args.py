@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+SCHEDULERS_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 SMALLER_IS_BETTER = ("loss", "median_rank")
 
 
@@ -109,6 +110,10 @@ class PicoTrainingArguments(TrainingArguments):
         self.evaluation_given = self.eval_strategy is not None
         self._fit_evaluation()
         super().__post_init__()
+        if _value(self.lr_scheduler_type) in SCHEDULERS_BY_METRIC:
+            # Their own default is right for losses only.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | dict(self.lr_scheduler_kwargs or {})
         if self.prototype_warmup_epochs < 0:
             raise ValueError(
                 f"`prototype_warmup_epochs` must be >= 0, got {self.prototype_warmup_epochs}."
@@ -140,8 +145,8 @@ class PicoTrainingArguments(TrainingArguments):
             self.save_steps = self.eval_steps if scored == "steps" else 500
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = self._scores_checkpoints(scored)
-        plateau = _value(self.lr_scheduler_type) == "reduce_lr_on_plateau"
-        if self.metric_for_best_model is None and (self.load_best_model_at_end or plateau):
+        chooses = _value(self.lr_scheduler_type) in SCHEDULERS_BY_METRIC
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or chooses):
             self.metric_for_best_model = "eval_rsum"
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(SMALLER_IS_BETTER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any
 
@@ -35,6 +36,33 @@ def set_gradient_checkpointing(
     run = gradient_checkpointing_func
     run = with_input_gradients(run) if enable and reentrant else run
     PreTrainedModel._set_gradient_checkpointing(model, enable, run, **options)
+
+
+def enable_input_require_grads(model: PreTrainedModel) -> None:
+    """Makes what embeddings give need gradients, which peft asks for; stands in for a method.
+
+    The stock method fails for towers whose embeddings give a tuple, as those of a Swin do.
+
+    Args:
+        model: The model; `disable_input_require_grads` takes this back.
+    """
+    embeddings = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            with suppress(NotImplementedError):
+                found = module.get_input_embeddings()
+                embeddings[id(found)] = found
+    modules = [found for found in embeddings.values() if isinstance(found, nn.Module)]
+    hooks = [module.register_forward_hook(_require_gradients) for module in modules]
+    model._require_grads_hooks = hooks
+    if hooks:
+        model._require_grads_hook = hooks[0]
+
+
+def _require_gradients(module: nn.Module, inputs: Any, output: Any) -> None:
+    for value in output if isinstance(output, tuple) else (output,):
+        if _is_float(value):
+            value.requires_grad_()
 
 
 def with_input_gradients(run: Callable[..., Any]) -> Callable[..., Any]:

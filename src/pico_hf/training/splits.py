@@ -16,7 +16,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
-from pico_hf.training_args import PicoTrainingArguments
+from pico_hf.training_args import SCHEDULERS_BY_METRIC, PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,14 @@ def _stream_defaults(args: PicoTrainingArguments) -> dict[str, Any]:
 
 def check_best_metric(args: PicoTrainingArguments, dev: Any) -> None:
     """Refuses a metric that no evaluation gives, before anything is trained for it."""
-    chooses = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
-    if dev is None or not chooses:
+    scheduled = args.lr_scheduler_type in SCHEDULERS_BY_METRIC
+    if dev is None and scheduled:
+        raise ValueError(
+            f"`lr_scheduler_type={args.lr_scheduler_type.value!r}` follows a metric of the dev "
+            "split. Pass `eval_dataset`, or choose another `lr_scheduler_type`."
+        )
+    best = args.load_best_model_at_end or args.save_strategy == SaveStrategy.BEST
+    if dev is None or not (best or scheduled):
         return
     names = list(dev) if isinstance(dev, Mapping) else []
     prefixes = [f"eval_{name}_" for name in names] or ["eval_"]
