@@ -62,16 +62,22 @@ class ModelArguments:
         default=None, metadata={"help": "Vision tower, to be joined with --text_model."}
     )
     text_model: str | None = field(default=None, metadata={"help": "Text tower."})
-    num_prototypes: int = field(default=8, metadata={"help": "Style prototypes per modality, K."})
-    probe_size: int = field(default=1024, metadata={"help": "Pairs that define the prototypes, R."})
-    estimator: str | None = field(
-        default=None,
-        metadata={"help": "canonical or paper; default: as the model has it."},
+    # Fields of PicoConfig: what is not given stays as the model has it.
+    num_prototypes: int | None = field(
+        default=None, metadata={"help": "Style prototypes per modality, K."}
     )
-    column_dropout: float = field(
-        default=0.0, metadata={"help": "Share of the image tower's columns left out in training."}
+    probe_size: int | None = field(
+        default=None, metadata={"help": "Pairs that define the prototypes, R."}
     )
-    loss: str = field(default="hinge", metadata={"help": "hinge, infonce or sigmoid."})
+    estimator: str | None = field(default=None, metadata={"help": "canonical or paper."})
+    feedback_temperature: float | None = field(
+        default=None, metadata={"help": "How much a gain in rSum counts in the fusion, > 0."}
+    )
+    column_dropout: float | None = field(
+        default=None, metadata={"help": "Share of the image tower's columns left out in training."}
+    )
+    loss: str | None = field(default=None, metadata={"help": "hinge, infonce or sigmoid."})
+    margin: float | None = field(default=None, metadata={"help": "Margin of the hinge loss, > 0."})
     projection_dim: int = field(
         default=256, metadata={"help": "Columns of the embedded pair's common space."}
     )
@@ -115,12 +121,20 @@ class DataArguments:
     )
 
 
+KNOBS = (
+    "num_prototypes",
+    "probe_size",
+    "estimator",
+    "feedback_temperature",
+    "column_dropout",
+    "loss",
+    "margin",
+)
+EMBEDDED_MODEL = {"num_prototypes": 8, "column_dropout": 0.3}  # of the embedded pair of encoders
+EMBEDDED_JOB = {"do_train": True, "do_eval": True}
 EMBEDDED = {
     "output_dir": "outputs/emoji-styles",
-    "do_train": True,
-    "do_eval": True,
     "freeze_encoder": True,
-    "column_dropout": 0.3,
     "num_train_epochs": 12,
     "learning_rate": 2e-3,
     "per_device_train_batch_size": 128,
@@ -134,6 +148,11 @@ def main() -> None:
     """Loads, trains, compares PICO with the base, saves."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model_args, data_args, args = parse_arguments(sys.argv[1:])
+    if args.do_predict:
+        raise SystemExit(
+            "There is no test split. Leave --do_predict out, or name the split to be "
+            "scored with --validation_file and pass --do_eval."
+        )
     set_seed(args.seed)
     train, splits = load_splits(data_args, args.seed)
     dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
@@ -180,25 +199,24 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Pic
         return parser.parse_yaml_file(argv[0])
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(argv[0])
-    if not {"--dataset_name", "--train_file"} & {option.split("=")[0] for option in argv}:
-        given = {option.split("=")[0].removeprefix("--") for option in argv if option[:2] == "--"}
-        embedded = {key: value for key, value in EMBEDDED.items() if key not in given}
-        if any(option.split("=")[0] == "--use_lora" for option in argv):
-            embedded.pop("freeze_encoder", None)  # an adapter changes what frozen towers would give
-        argv = [*(f"--{key}={value}" for key, value in embedded.items()), *argv]
+    given = {option.split("=")[0].removeprefix("--") for option in argv if option[:2] == "--"}
+    if not {"dataset_name", "train_file"} & given:
+        embedded = dict(EMBEDDED)
+        if not {"do_train", "do_eval"} & given:
+            embedded |= EMBEDDED_JOB
+        if not {"model_name_or_path", "vision_model", "text_model"} & given:
+            embedded |= EMBEDDED_MODEL
+        if "use_lora" in given:
+            embedded.pop("freeze_encoder")  # an adapter changes what frozen towers would give
+        missing = {key: value for key, value in embedded.items() if key not in given}
+        argv = [*(f"--{key}={value}" for key, value in missing.items()), *argv]
     return parser.parse_args_into_dataclasses(argv)
 
 
 def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
     """The named model with its processor, or the embedded pair of encoders."""
-    knobs = {
-        "num_prototypes": args.num_prototypes,
-        "probe_size": args.probe_size,
-        "column_dropout": args.column_dropout,
-        "loss": args.loss,
-    }
-    if args.estimator:
-        knobs["estimator"] = args.estimator
+    given = {name: getattr(args, name) for name in KNOBS}
+    knobs = {name: value for name, value in given.items() if value is not None}
     if args.model_name_or_path:
         processor = AutoProcessor.from_pretrained(args.model_name_or_path)
         return PicoModel.from_pretrained(args.model_name_or_path, **knobs), processor

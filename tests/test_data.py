@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from pico_hf import PicoModel
+from pico_hf.data.checking import COLUMNS
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.images import as_rgb
-from pico_hf.data.loading import COLUMNS, load_image_text
+from pico_hf.data.loading import load_image_text
 from tiny import tiny_encoder, tiny_processor, tiny_rows
 
 

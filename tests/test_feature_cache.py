@@ -12,7 +12,7 @@ from pico_hf import PicoCollator, PicoModel, cli
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training import feature_cache
 from pico_hf.training.cache_folder import cache_entries, default_cache_dir
-from pico_hf.training.evaluation import SplitEncoder, tower_states
+from pico_hf.training.encoding import SplitEncoder, tower_states
 from pico_hf.training.feature_cache import cache_key, cache_token_features
 from tiny import tiny_encoder, tiny_processor, tiny_rows
 

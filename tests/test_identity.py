@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from pico_hf.data.checking import checked_rows
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.identity import identity_codes, rows_of_images
-from pico_hf.data.loading import checked_rows
-from pico_hf.training.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.training.encoding import SplitEncoder
+from pico_hf.training.evaluation import evaluate_retrieval
 
 
 def noise(number: int) -> bytes:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from pico_hf.data.checking import COLUMNS, checked_rows
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.images import as_rgb
-from pico_hf.data.loading import COLUMNS, checked_rows, load_image_text
+from pico_hf.data.loading import load_image_text
 from tiny import tiny_rows
 
 NO_EVAL = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}

@@ -10,7 +10,8 @@ from pico_hf import PicoModel
 from pico_hf.core.construction import refine_style
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training import feedback
-from pico_hf.training.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.training.encoding import SplitEncoder
+from pico_hf.training.evaluation import evaluate_retrieval
 from pico_hf.training.splits import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 

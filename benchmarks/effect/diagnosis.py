@@ -26,13 +26,8 @@ from pico_hf.core.canonical import (
 from pico_hf.core.construction import fuse_forms, refine_style
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
-from pico_hf.training.evaluation import (
-    SplitEncoder,
-    encoder_columns,
-    evaluate_form,
-    evaluate_retrieval,
-    pair_moments,
-)
+from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
+from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
 from study import Job, StoredSplit, Study, from_command_line
 from towers import processor
 

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from pico_hf import PicoCollator
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
-from pico_hf.training.evaluation import SplitEncoder, tower_states
+from pico_hf.training.encoding import SplitEncoder, tower_states
 from towers import ROOT, pico_model, processor
 
 FILES = {

@@ -18,7 +18,7 @@ from pico_hf import PicoTrainer
 from pico_hf.core.losses import LOSSES
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.evaluation import EncodedSplit
+from pico_hf.training.encoding import EncodedSplit
 
 EPOCHS, RATE, BLOCK = 3, 1e-2, 16
 

@@ -28,7 +28,8 @@ from pico_hf.core.canonical import (
 )
 from pico_hf.core.construction import fuse_forms
 from pico_hf.core.semantic import column_weights
-from pico_hf.training.evaluation import SplitEncoder, encoder_columns, evaluate_form, pair_moments
+from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
+from pico_hf.training.evaluation import evaluate_form
 from study import Job, StoredSplit, Study, from_command_line, row_numbers
 from towers import processor
 

@@ -23,32 +23,30 @@ if TYPE_CHECKING:
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
     from pico_hf.data.loading import load_image_text
+    from pico_hf.data.stream import ImageTextStream
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
-    from pico_hf.training.evaluation import (
-        EncodedSplit,
-        SplitEncoder,
-        evaluate_retrieval,
-        split_scores,
-    )
+    from pico_hf.training.encoding import EncodedSplit, SplitEncoder
+    from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "EncodedSplit": "pico_hf.training.evaluation",
+    "EncodedSplit": "pico_hf.training.encoding",
     "ImageTextDataset": "pico_hf.data.dataset",
+    "ImageTextStream": "pico_hf.data.stream",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
     "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
-    "SplitEncoder": "pico_hf.training.evaluation",
+    "SplitEncoder": "pico_hf.training.encoding",
     "evaluate_retrieval": "pico_hf.training.evaluation",
     "split_scores": "pico_hf.training.evaluation",
     "load_adapter_model": "pico_hf.lora",
@@ -62,6 +60,7 @@ __all__ = [
     "EncodedSplit",
     "EncoderSpec",
     "ImageTextDataset",
+    "ImageTextStream",
     "PicoCollator",
     "PicoConfig",
     "PicoImageFeatureExtractionPipeline",

@@ -18,6 +18,7 @@ from pico_hf.core.losses import PairLogits, contrastive_loss
 from pico_hf.core.semantic import column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
+from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
 from pico_hf.encoders.inputs import image_inputs
@@ -37,9 +38,10 @@ class PicoPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False  # a contrastive loss is a mean over the batch, not over tokens
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    _supports_sdpa = _supports_flash_attn = True
     _keep_in_fp32_modules_strict = ("prototypes",)
+    _set_gradient_checkpointing = checkpointing.set_gradient_checkpointing
+    enable_input_require_grads = checkpointing.enable_input_require_grads
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -229,8 +231,7 @@ class PicoModel(PicoPreTrainedModel):
             patch_mask=patch_mask,
             **inputs,
         )
-        if self._calibration is not None:
-            hidden = self._calibration(hidden)
+        hidden = hidden if self._calibration is None else self._calibration(hidden)
         if self.training and self.config.column_dropout > 0:
             hidden = drop_columns(hidden, self.config.column_dropout)
         projected = encoder_tokens.project_image_tokens(self.encoder, hidden.features)
@@ -376,8 +377,7 @@ class PicoModel(PicoPreTrainedModel):
         self._calibration = StyleCalibration.between(*states)
 
     def _tower_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
-        given = image_inputs(batch, self.device)
-        return encoder_tokens.image_hidden_states(self.encoder, **given)
+        return encoder_tokens.image_hidden_states(self.encoder, **image_inputs(batch, self.device))
 
     def freeze_towers(self) -> None:
         """Trains only what comes after the towers' hidden states: projections and logit scale.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+
+SCHEDULERS_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+SMALLER_IS_BETTER = ("loss", "median_rank")
 
 
 @dataclass
@@ -42,16 +46,29 @@ class PicoTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(
         default=64, metadata={"help": "Rows encoded at a time."}
     )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When the dev split is scored."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is written."})
+    eval_strategy: str | None = field(
+        default=None, metadata={"help": "When the dev split is scored; default: each epoch."}
+    )
+    save_strategy: str | None = field(
+        default=None, metadata={"help": "When a checkpoint is written; default: as eval_strategy."}
+    )
+    save_steps: float | None = field(
+        default=None, metadata={"help": "Steps between checkpoints; default: as eval_steps."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "End with the checkpoint of the best dev rSum."}
+    load_best_model_at_end: bool | None = field(
+        default=None,
+        metadata={
+            "help": "End with the checkpoint of the best dev rSum; default: if there is one."
+        },
     )
     metric_for_best_model: str | None = field(
-        default="eval_rsum", metadata={"help": "Metric that picks the best checkpoint."}
+        default="eval_rsum",
+        metadata={"help": "Picks the best checkpoint; of several dev splits the first one's."},
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "rSum: more is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Default: False for losses and median ranks, else True."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Keep image and caption columns for the collator."}
     )
@@ -64,8 +81,12 @@ class PicoTrainingArguments(TrainingArguments):
     refine_prototypes: bool = field(
         default=True, metadata={"help": "False trains the base model: w = 1 throughout."}
     )
-    prototype_warmup_epochs: float = field(
-        default=1.0, metadata={"help": "Epochs with uniform weights before the first refinement."}
+    prototype_warmup_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs with uniform weights before the first refinement; default 1, for a "
+            "stream 0.1, which is a tenth of the run."
+        },
     )
     alignment_images: int = field(
         default=20_000, metadata={"help": "Training images that canonical columns come from."}
@@ -82,8 +103,17 @@ class PicoTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Checks our own arguments after the stock ones."""
+        """Fits what was not given to what was, then checks our own knobs after the stock ones."""
+        self.warmup_given = self.prototype_warmup_epochs is not None
+        if not self.warmup_given:
+            self.prototype_warmup_epochs = 1.0
+        self.evaluation_given = self.eval_strategy is not None
+        self._fit_evaluation()
         super().__post_init__()
+        if _value(self.lr_scheduler_type) in SCHEDULERS_BY_METRIC:
+            # Their own default is right for losses only.
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | dict(self.lr_scheduler_kwargs or {})
         if self.prototype_warmup_epochs < 0:
             raise ValueError(
                 f"`prototype_warmup_epochs` must be >= 0, got {self.prototype_warmup_epochs}."
@@ -95,3 +125,41 @@ class PicoTrainingArguments(TrainingArguments):
                 "`per_device_train_batch_size` must be >= 2, got "
                 f"{self.per_device_train_batch_size}: the other pairs of a batch are its negatives."
             )
+        if self.tower_learning_rate is not None and self.tower_learning_rate < 0:
+            raise ValueError(f"`tower_learning_rate` must be >= 0, got {self.tower_learning_rate}.")
+
+    def _fit_evaluation(self) -> None:
+        """Makes evaluation, saving and the choice of the best model fit each other.
+
+        A default never contradicts what was given: saving follows evaluation or the other way
+        round, and the best model is loaded at the end if there are scores of saved checkpoints.
+        """
+        given, saved = (_value(name) for name in (self.eval_strategy, self.save_strategy))
+        follows = saved in ("steps", "epoch") and self.load_best_model_at_end is not False
+        self.eval_strategy = given or (saved if follows else "epoch")
+        scored = _value(self.eval_strategy)
+        self.save_strategy = saved or (scored if scored != "no" else "epoch")
+        if scored == "steps" and self.eval_steps is None:
+            self.eval_steps = self.save_steps or self.logging_steps
+        if self.save_steps is None:
+            self.save_steps = self.eval_steps if scored == "steps" else 500
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = self._scores_checkpoints(scored)
+        chooses = _value(self.lr_scheduler_type) in SCHEDULERS_BY_METRIC
+        if self.metric_for_best_model is None and (self.load_best_model_at_end or chooses):
+            self.metric_for_best_model = "eval_rsum"
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(SMALLER_IS_BETTER)
+
+    def _scores_checkpoints(self, scored: str) -> bool:
+        """Whether every checkpoint is written when the dev split is scored."""
+        saved = _value(self.save_strategy)
+        if scored == "no" or saved == "best":
+            return saved == "best" and scored != "no"
+        ratio = self.save_steps / self.eval_steps if scored == "steps" else 1
+        return saved == scored and abs(ratio - round(ratio)) < 1e-9
+
+
+def _value(name: Any) -> Any:
+    """The text of an enumeration's member; anything else as it is."""
+    return getattr(name, "value", name)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from pico_hf.data.checking import COLUMNS, checked_rows
 from pico_hf.data.identity import canonical_order, content_digest, identity_codes
-from pico_hf.data.loading import COLUMNS, checked_rows
 from pico_hf.data.reading import is_made_on_the_fly, open_image
 
 

@@ -22,7 +22,7 @@ from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders import one_sided, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.training.cache_folder import ABOUT_FILE
-from pico_hf.training.evaluation import SplitEncoder, tower_states
+from pico_hf.training.encoding import SplitEncoder, tower_states
 
 logger = logging.getLogger(__name__)
 

@@ -28,15 +28,11 @@ from pico_hf.core.construction import (
 from pico_hf.core.fusion import FusionRule, normalised_gain
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
-from pico_hf.training.evaluation import (
-    SplitEncoder,
-    encoder_columns,
-    evaluate_form,
-    evaluate_retrieval,
-    pair_moments,
-)
-from pico_hf.training.splits import trial_part
+from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
+from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
+from pico_hf.training.splits import dev_metric, first_split, trial_part
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -57,7 +53,7 @@ class Feedback:
     """
 
     encoder: SplitEncoder
-    train: ImageTextDataset | None
+    train: ImageTextDataset | ImageTextStream | None
     dev: ImageTextDataset | Mapping[str, ImageTextDataset] | None
     args: PicoTrainingArguments
     estimate: ProbabilityEstimate = complement_of_style
@@ -76,16 +72,31 @@ class Feedback:
     @property
     def dev_split(self) -> ImageTextDataset | None:
         """The split that feedback and checkpoint selection use."""
-        return next(iter(self.dev.values())) if isinstance(self.dev, Mapping) else self.dev
+        return first_split(self.dev)
 
     @property
     def metric(self) -> str:
         """Name of the dev split's rSum in the metrics of a run."""
-        return f"eval_{next(iter(self.dev))}_rsum" if isinstance(self.dev, Mapping) else "eval_rsum"
+        return dev_metric("rsum", self.dev)
+
+    @property
+    def starts_afresh(self) -> bool:
+        """Whether a run builds column weights anew; without a dev split it keeps what there are."""
+        return self.args.refine_prototypes and self.dev_split is not None
+
+    @property
+    def too_few_pairs(self) -> bool:
+        """Whether the training split is smaller than the probe set of the prototypes."""
+        return self.model.config.probe_size > self.pairs_in_probe
+
+    @property
+    def pairs_in_probe(self) -> int:
+        """How many training pairs the probe set has: as configured, or all that there are."""
+        return len(self.train.probe(self.model.config.probe_size))
 
     def restart(self) -> None:
         """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
-        self.model.restart_prototypes(min(self.model.config.probe_size, len(self.train)))
+        self.model.restart_prototypes(self.pairs_in_probe)
 
     def construct(self) -> list[Refinement]:
         """One iteration of style prototypes, or one alignment of canonical columns.
@@ -169,9 +180,9 @@ class FeedbackCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Starts the prototypes afresh, unless the run is being resumed."""
+        """Starts the prototypes afresh, unless the run is being resumed or cannot build any."""
         self.training = True
-        if state.global_step == 0 and self.feedback().args.refine_prototypes:
+        if state.global_step == 0 and self.feedback().starts_afresh:
             self.feedback().restart()
 
     def on_epoch_begin(
@@ -212,8 +223,10 @@ class FeedbackCallback(TrainerCallback):
             return
         if self.feedback().dev_split is None:
             logger.warning(
-                "There is no `eval_dataset` to tell what canonical columns bring, so the encoder "
-                "columns stay as they are, with uniform weights."
+                "There is no `eval_dataset` to tell what canonical columns bring, so %s.",
+                "the columns and weights that the model came with stay as they are"
+                if int(self.feedback().model.prototypes.iteration)
+                else "the encoder columns stay as they are, with uniform weights",
             )
             return
         self.construct()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,38 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.encoders.tokens import projection_parameters
-from pico_hf.hub.adapter_files import CARRIED, base_model
+from pico_hf.hub.adapter_files import base_model
 from pico_hf.hub.adapter_loading import check_weights
 from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
-from pico_hf.training.evaluation import (
-    SplitEncoder,
-    evaluate_retrieval,
-)
+from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
-from pico_hf.training.splits import as_pairs, check_dev_split, check_train_split
+from pico_hf.training.model_calls import pair_loss, without_options
+from pico_hf.training.optimizer import grouped_options
+from pico_hf.training.predictions import predicted, ranked
+from pico_hf.training.refusals import (
+    check_arguments,
+    check_combinations,
+    check_devices,
+    check_model,
+)
+from pico_hf.training.splits import (
+    as_pairs,
+    check_best_metric,
+    dev_splits,
+    each,
+    fit_to_splits,
+    train_split,
+)
 from pico_hf.training_args import PicoTrainingArguments
 
 
@@ -41,7 +55,8 @@ class PicoTrainer(Trainer):
         model: The model to train, plain or wrapped by peft.
         args: The run's knobs.
         train_dataset: Rows of an image and its captions: a `datasets.Dataset` with image and
-            caption columns, or an `ImageTextDataset`.
+            caption columns, or an `ImageTextDataset`. Or a stream of such rows: a
+            `datasets.IterableDataset` or an `ImageTextStream`, which need `max_steps`.
         eval_dataset: The dev split, likewise; in a dict of splits the first one gives the feedback.
             Never the test split: prototypes and checkpoints are chosen by it.
         processing_class: Processor of images and captions; the default collator is made from it.
@@ -56,11 +71,13 @@ class PicoTrainer(Trainer):
 
     args: PicoTrainingArguments
     feedback_class: Callable[..., Feedback] = Feedback
+    # The losses of a step are means over their batches, and so is one of `compute_loss_func`.
+    loss_is_scaled_for_ga = False
 
     def __init__(
         self,
-        model: PicoModel | nn.Module,
-        args: PicoTrainingArguments,
+        model: PicoModel | nn.Module | None = None,
+        args: PicoTrainingArguments | None = None,
         train_dataset: datasets.Dataset | Dataset | None = None,
         eval_dataset: datasets.Dataset | Dataset | Mapping[str, Any] | None = None,
         processing_class: Any = None,
@@ -68,41 +85,82 @@ class PicoTrainer(Trainer):
         callbacks: list | None = None,
         **kwargs: Any,
     ) -> None:
-        train, dev = (
-            _each(lambda rows: as_pairs(rows, args.seed), splits)
-            for splits in (train_dataset, eval_dataset)
-        )
-        if train is not None:
-            check_train_split(train, args)
-        _each(check_dev_split, dev)
-        _check_adapter(model, args)
-        if args.freeze_encoder:
-            base_model(model).freeze_towers()
+        args = PicoTrainingArguments() if args is None else args
+        check_arguments(args)
+        optimizers = kwargs.get("optimizers", (None, None))
+        check_combinations(args, model, kwargs.get("model_init"), data_collator, optimizers)
+        train = None if train_dataset is None else train_split(train_dataset, args)
+        dev = dev_splits(eval_dataset, args)
+        args = fit_to_splits(args, train, dev)
+        if kwargs.get("compute_metrics") is None:  # else any name may be among its metrics
+            check_best_metric(args, dev)
+        if model is not None:
+            self._prepare(model, args)
+            if train is not None:
+                check_devices(args, model)
+            data_collator = data_collator or self._collator(processing_class, model)
+        if kwargs.get("model_init") is not None:
+            kwargs["model_init"] = without_options(kwargs["model_init"])
         super().__init__(
             model=model,
             args=args,
             train_dataset=train,
             eval_dataset=dev,
             processing_class=processing_class,
-            data_collator=data_collator
-            or PicoCollator(processing_class, config=base_model(model).config),
+            data_collator=data_collator,
             callbacks=callbacks,
             **kwargs,
         )
+        if data_collator is None:  # only now is there the model of `model_init`
+            self.data_collator = self._collator(processing_class, self.model)
         if args.freeze_encoder:
-            self.train_dataset = _each(self._cache, train)
-            self.eval_dataset = _each(self._cache, dev)
-        if train is not None and args.refine_prototypes:
-            self._fit_probe()
+            self.train_dataset = each(self._cache, train)
+            self.eval_dataset = each(self._cache, dev)
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
         self.callback_handler.callbacks.insert(0, callback)
 
-    def _fit_probe(self) -> None:
+    @staticmethod
+    def _prepare(model: nn.Module, args: PicoTrainingArguments) -> None:
+        """Checks a model and freezes its towers if that is wanted."""
+        check_model(model, args)
+        if args.freeze_encoder:
+            base_model(model).freeze_towers()
+
+    @staticmethod
+    def _collator(processing_class: Any, model: nn.Module) -> PicoCollator:
+        return PicoCollator(processing_class, config=base_model(model).config)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Checks what `model_init` gives, see `Trainer.call_model_init`."""
+        model = super().call_model_init(trial)
+        self._prepare(model, self.args)
+        if getattr(self, "train_dataset", None) is not None:  # stock code sets it later
+            self._fit_probe(model)
+        return model
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trains; see `Trainer.train` for the arguments.
+
+        `ignore_keys_for_eval` has no effect, since an evaluation keeps no outputs of batches.
+        """
+        self.args = fit_to_splits(self.args, self.train_dataset, self.eval_dataset)
+        if self.train_dataset is not None:
+            self._fit_probe(self.pico_model)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _fit_probe(self, model: nn.Module) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
-        too_large = self.pico_model.config.probe_size > len(self.train_dataset)
-        if too_large and not self.feedback.canonical:
-            self.feedback.restart()
+        feedback = replace(
+            self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
+        )
+        if feedback.too_few_pairs and feedback.starts_afresh and not feedback.canonical:
+            feedback.restart()
 
     @property
     def pico_model(self) -> PicoModel:
@@ -153,24 +211,45 @@ class PicoTrainer(Trainer):
         Args:
             dataloader: Its dataset is the split.
             description: Text of the progress bar.
-            prediction_loss_only: Ignored: retrieval has no per-batch loss worth reporting.
-            ignore_keys: Ignored.
+            prediction_loss_only: True keeps no scores, unless `compute_metrics` needs them. There
+                is no loss of an evaluation.
+            ignore_keys: Has no effect: there are no outputs of batches.
             metric_key_prefix: Prefix of the metric names.
 
         Returns:
-            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent.
+            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent and those of `compute_metrics`;
+            of a prediction also all scores (images, texts), -inf across galleries, and as labels
+            the image (texts,) of each caption.
         """
         split = self.split_encoder.split(dataloader.dataset, description)
-        metrics = evaluate_retrieval(self.pico_model, split)
-        named = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(None, None, metrics=named, num_samples=len(split.images))
+        if prediction_loss_only and self.compute_metrics is None:
+            return ranked(self.pico_model, split, metric_key_prefix)
+        user = self.compute_metrics, self.preprocess_logits_for_metrics
+        return predicted(self.pico_model, split, metric_key_prefix, *user)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = as_pairs(eval_dataset, self.args.seed)
-            eval_dataset = self._cache(eval_dataset) if self.args.freeze_encoder else eval_dataset
-        return super().get_eval_dataloader(eval_dataset)
+        splits: Any = self.eval_dataset
+        if isinstance(eval_dataset, str):
+            eval_dataset = splits[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = splits
+        if eval_dataset is None:
+            return super().get_eval_dataloader()  # which says what is missing
+        return self.get_test_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Takes raw rows too, as `predict(test_dataset)` gets them.
+
+        The loader stands for its data set: `evaluation_loop` goes through images and captions by
+        loaders of its own. A kept one, as stock code does with persistent workers, would be that of
+        whichever split was scored first.
+        """
+        rows = as_pairs(test_dataset, self.args.seed)
+        rows = self._cache(rows) if self.args.freeze_encoder else rows
+        return DataLoader(
+            rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator
+        )
 
     @property
     def split_encoder(self) -> SplitEncoder:
@@ -181,6 +260,8 @@ class PicoTrainer(Trainer):
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
             disable_tqdm=self.args.disable_tqdm,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            offload=self.args.eval_accumulation_steps is not None,
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -238,68 +319,59 @@ class PicoTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments."""
+        """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments.
+
+        A batch of one pair, as the last one of an epoch may be, has no negatives and a loss of 0.
+        """
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
-        return super().compute_loss(
-            model, {**inputs, "loss_ramp": ramp}, return_outputs, num_items_in_batch
-        )
+        outputs = model(**inputs, loss_ramp=ramp)
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, None, num_items_in_batch=num_items_in_batch)
+        else:
+            loss = pair_loss(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Lets processes train with parameters that no loss reaches.
+
+        A pooler after the tokens or the scale of a hinge loss gets no gradient, and stock code
+        looks for such parameters only without gradient checkpointing.
+        """
+        if self.args.ddp_find_unused_parameters is None:
+            args, self.args = self.args, copy(self.args)
+            self.args.ddp_find_unused_parameters = True
+            try:
+                return super()._build_accelerator_args(**kwargs)
+            finally:
+                self.args = args
+        return super()._build_accelerator_args(**kwargs)
+
+    def _update_auto_batch_size(self, batch_size: int) -> None:
+        """Stops looking for a batch size where there are no negatives any more."""
+        if batch_size < 2:
+            raise ValueError(
+                "`auto_find_batch_size` came down to one pair, which has no negatives. Take "
+                "smaller images or a smaller encoder, or pass `gradient_checkpointing=True`."
+            )
+        super()._update_auto_batch_size(batch_size)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The chosen optimizer, with a lower learning rate for towers than for heads."""
-        if self.optimizer is None:
-            chosen = self.model if model is None else model
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, chosen)
-            self.optimizer = optimizer(self._parameter_groups(chosen), **options)
-        return self.optimizer
-
-    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        decayed = set(self.get_decay_parameter_names(model))
-        towers = _tower_parameters(base_model(model))
-        # An adapter's matrices start from nothing like new heads, not from what the towers learned.
-        share = 1 if base_model(model) is not model else 10
-        tower_rate = self.args.tower_learning_rate or self.args.learning_rate / share
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                key = (id(parameter) in towers, name in decayed)
-                groups.setdefault(key, []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": tower_rate if tower else self.args.learning_rate,
-                "weight_decay": self.args.weight_decay if decay else 0.0,
-            }
-            for (tower, decay), parameters in groups.items()
-        ]
+        if self.optimizer is not None:
+            return self.optimizer
+        chosen, given = self.model if model is None else model, self.optimizer_cls_and_kwargs
+        optimizer, options = given or self.get_optimizer_cls_and_kwargs(self.args, chosen)
+        decayed = self.get_decay_parameter_names(chosen)
+        options = grouped_options(optimizer, options, chosen, self.args, decayed)
+        try:  # stock code makes the optimizer of what it finds here
+            self.optimizer_cls_and_kwargs = optimizer, options
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = given
 
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
         if isinstance(rows, CachedImageTextDataset):
             return rows
         folder = Path(self.args.feature_cache_dir or default_cache_dir())
         return cache_token_features(self.split_encoder, rows, folder)
-
-
-def _tower_parameters(model: PicoModel) -> set[int]:
-    """Identities of the encoder's parameters that come before the hidden states."""
-    heads = set(projection_parameters(model.encoder))
-    return {id(p) for name, p in model.encoder.named_parameters() if name not in heads}
-
-
-def _each(function: Any, splits: Any) -> Any:
-    """Applies a function to one split, to each of a dict of splits, or to none."""
-    if isinstance(splits, Mapping):
-        return {name: function(split) for name, split in splits.items()}
-    return None if splits is None else function(splits)
-
-
-def _check_adapter(model: nn.Module, args: PicoTrainingArguments) -> None:
-    """Prototypes are buffers: an adapter that does not list them would lose them in silence."""
-    pico = base_model(model)
-    if pico is not model and args.refine_prototypes:
-        for name in CARRIED:
-            if not hasattr(getattr(pico, name), "modules_to_save"):
-                raise ValueError(
-                    f"The adapter does not carry `{name}`, which would be lost when it is saved. "
-                    f"Add {name!r} to its `modules_to_save`, or use `pico_hf.pico_lora_config`."
-                )

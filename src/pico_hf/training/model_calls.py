@@ -1,0 +1,44 @@
+"""How a trainer makes its model and reads the loss of a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def pair_loss(outputs: Mapping[str, Any]) -> Tensor:
+    """The loss of a batch of pairs; 0, with gradients, of a single pair.
+
+    Args:
+        outputs: Of a [`PicoModel`].
+
+    Raises:
+        ValueError: If images and texts are not pairs.
+    """
+    if outputs.get("loss") is not None:
+        return outputs["loss"]
+    logits = outputs["logits_per_image"]
+    if logits.shape != (1, 1):
+        raise ValueError(
+            f"A batch must have as many texts as images, got {logits.shape[0]} images and "
+            f"{logits.shape[1]} texts. Make pairs of them in `data_collator`."
+        )
+    return logits.sum() * 0
+
+
+def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A function that makes a model of a trial or of nothing, since `Trainer` counts its arguments.
+
+    Args:
+        model_init: May have any number of arguments with defaults, which keep them.
+    """
+    parameters = list(inspect.signature(model_init).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_trial = len(parameters) == len(positional) == 1
+    needs_none = all(
+        p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )
+    return model_init if takes_trial or not needs_none else lambda: model_init()
