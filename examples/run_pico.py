@@ -5,10 +5,10 @@
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
 
-Without arguments it trains on emoji drawings of five families and compares the base (uniform column
+Without arguments it trains on emoji drawings in five styles and compares the base (uniform column
 weights) with PICO on unseen concepts, drawn in seen and in unseen styles. Canonical columns are
-aligned when training is over, so that base and PICO are one network; any other estimator weighs
-columns during training, and the base is then trained beside it from the same start.
+estimated when training is over, so that base and PICO are one network. Any other estimator weighs
+columns during training; the base is then trained beside it from the same start.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ from pico_hf import (
     PicoModel,
     PicoTrainer,
     PicoTrainingArguments,
+    load_image_text,
     pico_lora_config,
 )
 from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.cards.publishing import run_facts
-from pico_hf.data.loading import load_image_text
+from pico_hf.cards.redaction import last_part
 from pico_hf.hub.adapter_files import import_peft
 
 HERE = Path(__file__).resolve().parent
@@ -298,7 +299,7 @@ def add_results(
 def facts(
     trainer: PicoTrainer, results: Any, model_args: ModelArguments, data_args: DataArguments
 ) -> ModelFacts:
-    """What the model card tells about this run."""
+    """What the model card shows of this run."""
     model = trainer.pico_model
     known = run_facts(model, trainer.args, trainer.state, Path(trainer.args.output_dir).name)
     arguments = {name: value for name, value in known.arguments.items() if name != "step"}
@@ -314,11 +315,12 @@ def facts(
     )
 
 
-def dataset_name(args: DataArguments) -> str:
-    """The named data set, the folder of the training files, or the embedded drawings."""
-    if args.train_file:
-        return Path(args.train_file[0]).resolve().parent.name
-    return args.dataset_name or "emoji-styles"
+def dataset_name(args: DataArguments) -> str | None:
+    """The named data set, the folder that holds the training files, or the embedded drawings."""
+    if not args.train_file:
+        return args.dataset_name or "emoji-styles"
+    file = Path(args.train_file[0])
+    return last_part(file if file.is_dir() else file.parent) or None
 
 
 def commit() -> str:

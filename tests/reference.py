@@ -105,3 +105,19 @@ def ranks_loop(scores, text_to_image):
         for t, i in enumerate(text_to_image.tolist())
     ]
     return by_image, by_text
+
+
+def identity_ranks_loop(scores, text_to_image, image_ids):
+    """As `ranks_loop`, where images of one identity share captions and do not compete."""
+    images, texts = range(scores.shape[0]), range(scores.shape[1])
+    thing = [int(image_ids[i]) for i in text_to_image.tolist()]
+    by_image, by_text = [], []
+    for i in images:
+        best = max(float(scores[i, t]) for t in texts if thing[t] == image_ids[i])
+        others = [t for t in texts if thing[t] != image_ids[i]]
+        by_image.append(1 + sum(float(scores[i, t]) >= best for t in others))
+    for t in texts:
+        best = max(float(scores[i, t]) for i in images if image_ids[i] == thing[t])
+        others = [i for i in images if image_ids[i] != thing[t]]
+        by_text.append(1 + sum(float(scores[i, t]) >= best for i in others))
+    return by_image, by_text

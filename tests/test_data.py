@@ -34,7 +34,7 @@ def raw_rows(images: list[bytes], captions: list) -> datasets.Dataset:
 
 def test_one_caption_or_a_list_of_them_gives_the_same_columns():
     one = ImageTextDataset(raw_rows([png()], ["a red square"]))
-    several = ImageTextDataset(raw_rows([png(), png()], [["one", "two"], ["three"]]))
+    several = ImageTextDataset(raw_rows([png(), png("blue")], [["one", "two"], ["three"]]))
     assert one.rows.column_names == several.rows.column_names == COLUMNS
     assert several.text_to_image.tolist() == [0, 0, 1]
     assert [row["caption"] for row in several.captions()] == ["one", "two", "three"]
@@ -51,14 +51,20 @@ def test_the_caption_of_a_row_depends_on_seed_epoch_and_row_alone():
     assert len(set(first)) > 4  # both captions of an image are used
 
 
-def test_the_probe_is_the_first_rows_with_their_first_captions_in_every_epoch():
-    split = ImageTextDataset(tiny_rows(6))
+def test_the_probe_is_made_of_the_same_pairs_in_every_epoch_and_order_of_rows():
+    rows = tiny_rows(6)
+    split = ImageTextDataset(rows)
     split.set_epoch(5)
     probe = split.probe(4)
     assert len(probe) == 4
-    assert [probe[row]["caption"] for row in range(4)] == [
-        texts[0] for texts in tiny_rows(6)["captions"][:4]
-    ]
+    captions = [probe[row]["caption"] for row in range(4)]
+    images = [as_rgb(probe[row]["image"]).tobytes() for row in range(4)]
+    other = ImageTextDataset(rows.select([3, 5, 0, 1, 4, 2])).probe(4)
+    assert [other[row]["caption"] for row in range(4)] == captions
+    owner = {row["image"].tobytes(): row["captions"] for row in rows}
+    for image, caption in zip(images, captions, strict=True):
+        assert caption in owner[image]
+    assert len(set(images)) == 4
 
 
 def test_rows_of_one_identity_share_a_number(tmp_path):
@@ -335,7 +341,8 @@ def test_a_truncated_image_is_named_by_its_row():
 
 
 def test_bad_images_are_skipped_and_counted_when_asked(tmp_path, caplog):
-    raw_rows([png(), b"no image", png()], ["x", "y", "z"]).to_parquet(tmp_path / "rows.parquet")
+    images = [png(), b"no image", png("blue")]
+    raw_rows(images, ["x", "y", "z"]).to_parquet(tmp_path / "rows.parquet")
     with caplog.at_level(logging.WARNING):
         table = load_image_text(files=tmp_path / "rows.parquet", skip_bad_images=True)
     assert [texts[0] for texts in table["captions"]] == ["x", "z"]

@@ -67,6 +67,17 @@ def test_embeddings_are_compared_by_their_cosine(load):
     assert result == retrieval_metrics(cosines, index)
 
 
+def test_images_of_one_identity_do_not_compete(load):
+    scores, index = random_retrieval(6, 14, seed=0, levels=2)
+    names = ["mug", None, "mug", float("nan"), "pen", ""]
+    expected = retrieval_metrics(scores, index, torch.tensor([0, 1, 0, 2, 3, 4]))
+    assert expected != retrieval_metrics(scores, index)
+    result = load().compute(predictions=scores.t(), references=index, image_ids=names)
+    assert result == expected
+    numbers = torch.tensor([5, 1, 5, 2, 3, 4])
+    assert load().compute(predictions=scores.t(), references=index, image_ids=numbers) == expected
+
+
 def test_logits_of_a_model_are_scored_as_they_are(load):
     logits = torch.randn(4, 4, requires_grad=True)
     result = load().compute(predictions=logits.t(), references=range(4))
@@ -96,5 +107,5 @@ def test_an_index_that_does_not_fit_is_answered_as_by_the_package(load):
 def test_the_script_has_one_import_per_line():
     lines = Path(pico_hf.retrieval_metric_path()).read_text(encoding="utf-8").splitlines()
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert len(imports) == 4
+    assert len(imports) == 5
     assert not [line for line in imports if "," in line or "(" in line or "from ." in line]

@@ -1,4 +1,4 @@
-"""A GPU's kernels give the CPU path's scores and gradients; interpreted where there is none."""
+"""The fused kernels give the scores and gradients of plain torch, in Triton's interpreter too."""
 
 import pytest
 import torch
@@ -11,6 +11,11 @@ from reference import similarity_loop
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def switched_on(monkeypatch):
+    monkeypatch.setenv("PICO_FUSED_KERNELS", "1")
 
 
 def random_tokens(n, tokens, seed, dtype=torch.float32):
@@ -154,15 +159,24 @@ def test_without_gradient_no_positions_are_kept(fused, monkeypatch):
     assert kept == [False]
 
 
-def test_a_kernel_that_never_ran_on_a_gpu_is_used_only_if_asked_for(monkeypatch):
+@pytest.mark.parametrize("value", [None, "", "0", "false", "off"])
+def test_the_kernels_are_off_unless_asked_for(monkeypatch, value):
     monkeypatch.setattr(fused_interaction, "DEVICES", (DEVICE,))
-    features = torch.ones(1, 2, 3)
-    monkeypatch.delenv("PICO_FUSED_KERNELS", raising=False)
-    assert not fused_interaction.applies(features, features)
-    monkeypatch.setenv("PICO_FUSED_KERNELS", "0")
-    assert not fused_interaction.applies(features, features)
-    monkeypatch.setenv("PICO_FUSED_KERNELS", "1")
-    assert fused_interaction.applies(features, features)
+    images, texts = random_tokens(2, 3, 0).to(DEVICE), random_tokens(2, 3, 1).to(DEVICE)
+    assert fused_interaction.applies(images.features, texts.features)
+    if value is None:
+        monkeypatch.delenv("PICO_FUSED_KERNELS")
+    else:
+        monkeypatch.setenv("PICO_FUSED_KERNELS", value)
+    assert not fused_interaction.applies(images.features, texts.features)
+    monkeypatch.setattr(fused_interaction, "score", None)  # would fail if it were called
+    torch.testing.assert_close(similarity(images, texts), similarity_loop(images, texts))
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
+def test_the_switch_takes_the_usual_words(monkeypatch, value):
+    monkeypatch.setenv("PICO_FUSED_KERNELS", value)
+    assert fused_interaction.requested()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int32])

@@ -4,15 +4,13 @@ The client reads its settings when it is imported, so every script runs in a pro
 that costs seconds, a script asserts more than one thing.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load
 
+from hub_client import run_client
 from hub_server import Entry, Hub
 
 START = """
@@ -53,27 +51,7 @@ def run(hub, tmp_path):
     """Runs a script in a fresh process with an empty cache, unless `home` names a used one."""
 
     def start(script: str, *arguments: str, home: str = "home", start: str = START, **env: str):
-        settings = {
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_TOKEN": "writer",
-            "HF_HOME": str(tmp_path / home),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", start + script, *arguments],
-            env={**os.environ, **settings, **env},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=110,
-        )
-        assert done.returncode == 0, done.stderr[-6000:]
-        return done.stdout
+        return run_client(hub, start + script, tmp_path, *arguments, home=home, **env)
 
     return start
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import pico_hf
+
 COSTLY = (
     "transformers.trainer",
     "peft",
@@ -18,19 +20,29 @@ COSTLY = (
 )
 
 
-@pytest.fixture(scope="module")
-def loaded() -> set[str]:
-    """Names of all modules loaded in a fresh interpreter after `import pico_hf`."""
-    script = "import json, sys, pico_hf; print(json.dumps(sorted(sys.modules)))"
+def loaded_after(statement: str) -> set[str]:
+    """Names of all modules loaded in a fresh interpreter after a statement."""
+    script = f"import json, sys; {statement}; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
     )
     return set(json.loads(run.stdout.splitlines()[-1]))
 
 
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    return loaded_after("import pico_hf")
+
+
 @pytest.mark.parametrize("name", COSTLY)
 def test_importing_the_package_does_not_import(name, loaded):
     assert name not in loaded
+
+
+def test_importing_the_package_imports_no_scipy_beyond_what_transformers_imports(loaded):
+    # transformers imports scipy with every model class, so the name alone says nothing of ours.
+    stock = loaded_after("from transformers import AutoModel, PreTrainedModel")
+    assert [name for name in loaded - stock if name.partition(".")[0] == "scipy"] == []
 
 
 def test_importing_the_package_does_import_the_model(loaded):
@@ -60,3 +72,8 @@ print(tuple(model(**tiny_inputs()).logits_per_image.shape))
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "(3, 3)"
+
+
+def test_every_public_name_can_be_imported():
+    for name in pico_hf.__all__:
+        assert getattr(pico_hf, name).__module__.startswith("pico_hf."), name

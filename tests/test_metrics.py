@@ -7,7 +7,7 @@ from pico_hf.core.metrics import (
     retrieval_metrics,
     text_to_image_ranks,
 )
-from reference import ranks_loop
+from reference import identity_ranks_loop, ranks_loop
 
 FOUR_IMAGES_EIGHT_CAPTIONS = torch.tensor(
     [
@@ -76,6 +76,35 @@ def test_more_images_than_one_block_are_ranked_as_one():
     assert text_to_image_ranks(scores, index).tolist() == by_text
 
 
+@pytest.mark.parametrize("levels", [None, 1], ids=["distinct", "many ties"])
+@pytest.mark.parametrize(("images", "things"), [(9, 4), (9, 9), (150, 40), (9, 1)])
+def test_ranks_by_identity_equal_the_loop(images, things, levels):
+    scores, index = random_retrieval(images, images + 22, images, levels)
+    ids = torch.randint(things, (images,), generator=torch.Generator().manual_seed(things)) * 3
+    by_image, by_text = identity_ranks_loop(scores, index, ids)
+    assert image_to_text_ranks(scores, index, ids).tolist() == by_image
+    assert text_to_image_ranks(scores, index, ids).tolist() == by_text
+
+
+def test_identities_that_all_differ_change_no_rank():
+    scores, index = random_retrieval(90, 200, seed=3, levels=2)
+    scores[0, 0] = -torch.inf
+    ids = torch.randperm(90)
+    for rank in (image_to_text_ranks, text_to_image_ranks):
+        assert torch.equal(rank(scores, index, ids), rank(scores, index))
+    assert retrieval_metrics(scores, index, ids) == retrieval_metrics(scores, index)
+
+
+def test_two_views_of_a_thing_share_their_captions():
+    # Either view finds the other's caption first, and no view pushes the other down.
+    scores = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.5], [0.3, 0.3, 0.4]])
+    index, ids = torch.arange(3), torch.tensor([0, 0, 1])
+    assert image_to_text_ranks(scores, index).tolist() == [3, 3, 1]
+    assert image_to_text_ranks(scores, index, ids).tolist() == [1, 1, 1]
+    assert text_to_image_ranks(scores, index).tolist() == [3, 3, 3]
+    assert text_to_image_ranks(scores, index, ids).tolist() == [1, 1, 3]
+
+
 def test_a_collapsed_model_finds_nothing():
     metrics = retrieval_metrics(torch.ones(20, 40), torch.arange(40) // 2)
     assert metrics["rsum"] == 0.0
@@ -133,6 +162,10 @@ class TestRefusals:
     def test_an_image_without_a_caption_is_named(self, metric):
         with pytest.raises(ValueError, match=r"but image 1 has no caption\. Leave such images out"):
             metric(torch.randn(3, 2), torch.tensor([0, 2]))
+
+    def test_identities_of_another_length_are_refused(self, metric):
+        with pytest.raises(ValueError, match=r"each of the 3 images, got shape \(2,\)\. Give one"):
+            metric(torch.randn(3, 3), torch.arange(3), torch.arange(2))
 
     def test_scores_that_are_no_number_are_refused(self, metric):
         scores = torch.randn(3, 3)

@@ -1,16 +1,20 @@
-"""Facts of a run become a page that holds them, and two plots."""
+"""A model card shows the facts of a run, two plots and nothing private."""
 
 import re
 from email.message import Message
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
+import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from pico_hf.cards import model_card
+from pico_hf.cards import model_card, plots, publishing
 from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
 from pico_hf.cards.plots import final_shares
+from pico_hf.cards.redaction import dataset_id, is_hub_id, public_command, public_name, public_value
 from tiny import tiny_encoder, tiny_processor
 
 RESULTS = {
@@ -36,7 +40,7 @@ def facts(**changes) -> ModelFacts:
     return ModelFacts(**{**values, **changes})
 
 
-def test_the_page_shows_base_beside_pico_with_the_command_that_made_them(tmp_path):
+def test_the_model_card_shows_base_beside_pico_with_the_command_that_made_them(tmp_path):
     text = write_model_card(tmp_path, facts()).read_text()
     assert "| seen | base | 40.0 |" in text
     assert "| seen | PICO | 50.0 |" in text
@@ -45,7 +49,7 @@ def test_the_page_shows_base_beside_pico_with_the_command_that_made_them(tmp_pat
     assert "smallest 0.500, largest 1.500" in text
 
 
-def test_the_page_names_the_commit_if_it_is_known(tmp_path):
+def test_the_model_card_names_the_commit_if_it_is_known(tmp_path):
     assert "at commit `abc123`" in write_model_card(tmp_path, facts(commit="abc123")).read_text()
     assert "commit" not in write_model_card(tmp_path, facts()).read_text()
 
@@ -57,48 +61,6 @@ def test_the_metadata_name_the_data_and_a_base_model_of_the_hub(tmp_path):
     assert (
         ModelCard.load(write_model_card(tmp_path, facts(base_model="clip"))).data.base_model is None
     )
-
-
-def private() -> ModelFacts:
-    """Facts with a path of the machine, or a secret, in every field that may hold one."""
-    command = (
-        "python examples/run_pico.py --train_file '/home/me/My Data (v1)/t.jsonl' "
-        "--model_name_or_path=C:\\\\Users\\\\me\\\\clip --hub_token hf_abcdefgh1234 "
-        "--data ~/me/x.csv --mirror https://me:secret@mirror.example/x"
-    )
-    return facts(
-        name="/home/me/outputs/mine/",
-        base_model="/home/me/models/clip",
-        dataset="/home/me/My Data (v1)",
-        command=command,
-        arguments={"output_dir": "/home/me/out", "hub_token": "hf_abcdefgh1234", "seed": 7},
-    )
-
-
-def test_no_path_of_the_machine_and_no_secret_is_published(tmp_path):
-    text = write_model_card(tmp_path, private()).read_text()
-    for hidden in ("/home", "Users", "hf_abc", "secret", "~/", "me/"):
-        assert hidden not in text, hidden
-    for shown in ("# mine", "clip, trained on My Data (v1)", "t.jsonl", "x.csv", "`seed`: 7"):
-        assert shown in text, shown
-
-
-def test_a_data_set_whose_name_is_no_id_gets_one_that_the_hub_takes(tmp_path):
-    data = ModelCard.load(write_model_card(tmp_path, private())).data
-    assert data.datasets == ["my-data-v1"]
-    validate_repo_id(data.datasets[0])
-    assert data.base_model is None
-    assert {result.dataset_name for result in data.eval_results} == {"My Data (v1) (seen)"}
-
-
-def test_the_link_to_the_package_comes_from_its_metadata(tmp_path, monkeypatch):
-    text = write_model_card(tmp_path, facts()).read_text()
-    assert "with pico_hf: image-text retrieval" in text  # setup.cfg names no home page
-    about = Message()
-    about["Project-URL"] = "Homepage, https://example.org/pico"
-    monkeypatch.setattr(model_card, "metadata", lambda name: about)
-    text = write_model_card(tmp_path, facts()).read_text()
-    assert "with [pico_hf](https://example.org/pico): image-text retrieval" in text
 
 
 def test_the_metadata_carry_the_metrics_of_the_published_model(tmp_path):
@@ -115,11 +77,11 @@ def test_the_metadata_tell_splits_apart(tmp_path):
     assert len(data.eval_results) == 6
 
 
-def test_both_plots_are_pictures(tmp_path):
+def test_both_plots_are_images(tmp_path):
     write_model_card(tmp_path, facts())
     for name in ("spectrum", "iterations"):
-        with Image.open(tmp_path / "plots" / f"{name}.png") as picture:
-            assert picture.width > 400
+        with Image.open(tmp_path / "plots" / f"{name}.png") as image:
+            assert image.width > 400
 
 
 def test_a_base_model_has_no_iterations_to_show(tmp_path):
@@ -143,9 +105,9 @@ def test_shares_add_up_to_one_and_follow_the_recursion():
     assert final_shares([1.0, 0.25, 0.5]) == [0.375, 0.125, 0.5]
 
 
-def test_the_page_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
-    page = write_model_card(tmp_path, facts(adapter=True, base_model="org/clip"))
-    data, text = ModelCard.load(page).data, page.read_text()
+def test_the_model_card_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
+    path = write_model_card(tmp_path, facts(adapter=True, base_model="org/clip"))
+    data, text = ModelCard.load(path).data, path.read_text()
     assert (data.library_name, data.base_model) == ("peft", "org/clip")
     assert data.base_model_relation == "adapter"
     assert "lora" in data.tags
@@ -154,6 +116,224 @@ def test_the_page_of_an_adapter_names_its_base_and_how_to_load_it(tmp_path):
 
 
 def test_a_base_without_a_repository_is_asked_for(tmp_path):
-    page = write_model_card(tmp_path, facts(adapter=True, base_model="Encoder of type clip"))
-    assert ModelCard.load(page).data.base_model is None
-    assert "PicoModel.from_pretrained(folder, base=base)" in page.read_text()
+    path = write_model_card(tmp_path, facts(adapter=True, base_model="Encoder of type clip"))
+    assert ModelCard.load(path).data.base_model is None
+    assert "PicoModel.from_pretrained(folder, base=base)" in path.read_text()
+
+
+# ---- nothing private ----------------------------------------------------------------------
+
+PRIVATE_PATHS = {
+    "/home/jane/My models/clip": "clip",
+    "/home/jane": None,
+    "~/clip": "clip",
+    "~": None,
+    "../secret/clip": "clip",
+    "./clip": "clip",
+    "..": None,
+    "secret/jane/clip": "clip",
+    "jane/weights.safetensors": "weights.safetensors",
+    "C:\\Users\\jane\\My models\\clip": "clip",
+    "C:/Users/jane/clip": "clip",
+    "C:\\Users\\jane": None,
+    "\\\\server\\jane\\clip": "clip",
+    "file:///home/jane/My models/clip": "clip",
+    "https://jane:secret@host.org/clip?token=jane": "https://host.org/clip",
+    "s3://jane-bucket/secret/clip": "clip",
+}
+
+
+@pytest.mark.parametrize("path", PRIVATE_PATHS)
+def test_of_a_path_only_the_last_part_is_public(path):
+    assert public_name(path) == PRIVATE_PATHS[path]
+    assert not is_hub_id(path)
+
+
+@pytest.mark.parametrize("name", ["org/clip", "clip", "Emoji styles", "text / image pairs"])
+def test_names_that_are_no_paths_stay(name):
+    assert public_name(name) == name
+
+
+def test_an_existing_folder_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jane" / "clip").mkdir(parents=True)
+    assert public_name("jane/clip") == "clip"
+    assert not is_hub_id("jane/clip")
+
+
+def private_facts(path: str) -> ModelFacts:
+    """A path and secrets in every field that a model card shows."""
+    split = {f"{path}/dev": RESULTS["seen"], "other/jane/dev": RESULTS["seen"]}
+    return facts(
+        name=path,
+        results=split,
+        base_model=path,
+        dataset=f"{path} (v1)",
+        commit=path,
+        command=f"python '{path}/run.py' --train_file '{path}' --hub_token swordfish",
+        arguments={
+            "output_dir": path,
+            "files": [path, {"cache": path}],
+            "hub_token": "swordfish",
+            "note": "password=swordfish",
+            "seed": 7,
+        },
+    )
+
+
+@pytest.mark.parametrize("path", PRIVATE_PATHS)
+def test_no_field_brings_a_path_or_a_secret_into_a_model_card(tmp_path, path):
+    text = write_model_card(tmp_path, private_facts(path)).read_text()
+    for private in ("jane", "secret", "swordfish", "My models", "server"):
+        assert private not in text, [line for line in text.splitlines() if private in line]
+    assert "- `seed`: 7" in text
+    assert "hub_token`" not in text
+
+
+def test_splits_that_are_files_of_one_name_stay_apart(tmp_path):
+    text = write_model_card(tmp_path, private_facts("/home/jane/clip")).read_text()
+    assert "| dev | PICO |" in text
+    assert "| dev (2) | PICO |" in text
+
+
+def test_a_command_shows_the_names_of_files_and_keeps_the_rest():
+    command = (
+        "python examples/run_pico.py --model_name_or_path openai/clip --train_file "
+        "'/home/jane/My Data (v1)/t.jsonl' other/jane/u.jsonl --output_dir=out/jane/run "
+        "--learning_rate 2e-3 --do_train --hub_token abc --seed 7"
+    )
+    assert public_command(command) == (
+        "python examples/run_pico.py --model_name_or_path openai/clip --train_file "
+        "t.jsonl u.jsonl --output_dir=run "
+        "--learning_rate 2e-3 --do_train --hub_token '[hidden]' --seed 7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("python C:\\Users\\jane\\run.py", "python run.py"),
+        ("/home/jane/bin/python /home/jane/run.py", "python run.py"),
+        ("python run.py /home/jane/My\\ Data/config.yaml", "python run.py config.yaml"),
+        ("python run.py -o/home/jane/out", "python run.py -oout"),
+        ("python run.py --password=abc", "python run.py --password='[hidden]'"),
+        ("python run.py \\\n  --seed 7", "python run.py --seed 7"),
+        ("python run.py --output_dir jane/run", "python run.py --output_dir run"),
+        ("python run.py --max_tokens 5", "python run.py --max_tokens 5"),
+        ("python run.py --train_file '/home/jane/t.jsonl", ""),  # the quote has no end
+    ],
+)
+def test_commands_of_every_form_show_no_folder_and_no_secret(command, shown):
+    assert public_command(command) == shown
+
+
+def test_secrets_are_hidden_by_the_name_of_the_argument_and_by_their_form():
+    assert public_value("hub_token", "abc") == "[hidden]"
+    assert public_value("hub_token", None) is None
+    assert public_value("options", {"api_key": "abc", "seed": 1}) == {
+        "api_key": "[hidden]",
+        "seed": 1,
+    }
+    assert public_value("note", "with hf_abcdefghijklmnopqrst") == "with [hidden]"
+    assert public_value("note", '{"hub_token": "abc"}') == '{"hub_token": "[hidden]"}'
+    assert public_value("tokenizer_name", "org/bert") == "org/bert"
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("My Data (v1)", "my-data-v1"),
+        ("org/Pairs", "org/Pairs"),
+        ("a--b..c", "a-b.c"),
+        ("x" * 200, "x" * 96),
+        ("data.git", "data"),
+        ("图像", None),
+    ],
+)
+def test_a_data_set_is_named_in_the_metadata_only_by_an_id_that_the_hub_takes(
+    tmp_path, name, known
+):
+    assert dataset_id(name) == known
+    validate_repo_id(known)
+    path = write_model_card(tmp_path, facts(dataset=name))
+    data = ModelCard.load(path).data
+    assert data.datasets == ([known] if known else None)
+    assert {result.dataset_type for result in data.eval_results} == {known or "custom"}
+    assert f"trained on {name} with" in path.read_text()
+
+
+def test_what_a_user_adds_to_the_metadata_shows_no_path(tmp_path, make_trainer):
+    trainer = make_trainer()
+    trainer.create_model_card(
+        model_name="/home/jane/best", tags=["/home/jane/cats"], license="mit", language=["en", "~"]
+    )
+    text = (tmp_path / "run" / "README.md").read_text()
+    data = ModelCard(text).data
+    assert "jane" not in text
+    assert "cats" in data.tags
+    assert (data.license, data.language, data.model_name) == ("mit", ["en"], "best")
+
+
+def test_an_encoder_from_a_folder_of_windows_is_described_by_its_type():
+    config = SimpleNamespace(_name_or_path="C:\\Users\\jane\\clip", model_type="clip")
+    model = SimpleNamespace(encoder=SimpleNamespace(config=config))
+    assert publishing._origin(model) == "Encoder of type clip"
+    config._name_or_path = "openai/clip"
+    assert publishing._origin(model) == "openai/clip"
+
+
+# ---- the link to the package --------------------------------------------------------------
+
+
+def package(**headers):
+    """Metadata of a package with these headers."""
+    message = Message()
+    for name, values in headers.items():
+        for value in values:
+            message[name.replace("_", "-")] = value
+    return lambda name: message
+
+
+@pytest.mark.parametrize(
+    ("headers", "shown"),
+    [
+        ({}, "with pico_hf:"),
+        ({"Home_page": ["UNKNOWN"]}, "with pico_hf:"),
+        ({"Home_page": ["https://pico.org"]}, "with [pico_hf](https://pico.org):"),
+        (
+            {"Project_URL": ["Changelog, https://pico.org/log", "Homepage, https://pico.org"]},
+            "with [pico_hf](https://pico.org):",
+        ),
+        ({"Project_URL": ["Changelog, https://pico.org/log"]}, "with pico_hf:"),
+    ],
+)
+def test_the_package_is_linked_only_as_its_metadata_say(tmp_path, monkeypatch, headers, shown):
+    monkeypatch.setattr(model_card, "metadata", package(**headers))
+    text = write_model_card(tmp_path, facts()).read_text()
+    assert shown in text
+    assert "://" not in text.replace("https://pico.org", "")
+
+
+def test_a_package_that_is_not_installed_has_no_link(tmp_path, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(model_card, "metadata", missing)
+    assert "with pico_hf:" in write_model_card(tmp_path, facts()).read_text()
+
+
+# ---- candidates and iterations ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("canonical", "entry"), [(True, "candidate"), (False, "iteration")])
+def test_candidates_of_canonical_columns_are_not_called_iterations(
+    tmp_path, monkeypatch, canonical, entry
+):
+    drawn = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda f, path: drawn.append(f) or save(f, path))
+    text = write_model_card(tmp_path, facts(canonical=canonical)).read_text()
+    assert f"| {entry} | Δ dev rSum |" in text
+    assert f"![Final weight and gain of every {entry}](plots/iterations.png)" in text
+    axes, _ = drawn[-1].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == (f"{entry} number", "final weight")

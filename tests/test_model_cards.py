@@ -1,4 +1,4 @@
-"""The published pages hold what a page of the Hub needs, and nothing that was typed in."""
+"""The published model cards hold what the Hub needs, and nothing private."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from PIL import Image
 
-from pico_hf.cards.model_card import METRICS
+from pico_hf.cards.model_card import METRICS, package_link
+from pico_hf.cards.redaction import public_command, public_text
 
 FOLDER = Path(__file__).resolve().parents[1] / "model_cards"
 NAMES = ("emoji-styles", "flickr8k")
@@ -16,23 +17,23 @@ ROW = re.compile(r"^\| (\w+) \| (base|PICO) \| (.+) \|$", re.MULTILINE)
 
 
 @pytest.fixture(params=NAMES)
-def page(request):
+def path(request):
     return FOLDER / request.param / "README.md"
 
 
-def test_the_metadata_are_what_the_hub_reads(page):
-    data = ModelCard.load(page).data
+def test_the_metadata_are_what_the_hub_reads(path):
+    data = ModelCard.load(path).data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "zero-shot-image-classification"
     assert data.license == "apache-2.0"
     assert "pico" in data.tags
-    assert data.datasets == [page.parent.name]
+    assert data.datasets == [path.parent.name]
     index = eval_results_to_model_index(data.model_name, data.eval_results)
     assert index == data.to_dict()["model-index"]
 
 
-def test_the_table_has_base_beside_pico_and_agrees_with_the_metadata(page):
-    card = ModelCard.load(page)
+def test_the_table_has_base_beside_pico_and_agrees_with_the_metadata(path):
+    card = ModelCard.load(path)
     rows = {(split, model): values.split(" | ") for split, model, values in ROW.findall(card.text)}
     splits = {split for split, _ in rows}
     assert set(rows) == {(split, model) for split in splits for model in ("base", "PICO")}
@@ -41,8 +42,8 @@ def test_the_table_has_base_beside_pico_and_agrees_with_the_metadata(page):
         assert shown == pytest.approx(result.metric_value, abs=0.051)
 
 
-def test_the_page_names_command_commit_and_arguments(page):
-    text = page.read_text(encoding="utf-8")
+def test_the_model_card_names_command_commit_and_arguments(path):
+    text = path.read_text(encoding="utf-8")
     assert "python examples/run_pico.py" in text
     assert re.search(r"at commit `[0-9a-f]{7,40}`", text)  # of a clean tree
     assert "`learning_rate`" in text
@@ -51,19 +52,23 @@ def test_the_page_names_command_commit_and_arguments(page):
     assert "arXiv 2510.11175" in text
 
 
-def test_the_pictures_of_the_page_are_there(page):
-    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+def test_the_model_card_shows_no_path_no_registry_and_no_home_page_but_that_of_the_package(path):
+    text = path.read_text(encoding="utf-8")
+    command = re.search(r"```\n(python .+)\n```", text).group(1)
+    assert public_command(command) == command
+    lines = [line for line in text.splitlines() if not line.startswith("![")]
+    assert [line for line in lines if public_text(line) != line] == []
+    assert f" with {package_link()}: " in text
+    assert "://" not in text.replace(package_link(), "")
+
+
+def test_the_images_of_the_model_card_are_there(path):
+    links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
     assert len(links) == 2
     for link in links:
-        with Image.open(page.parent / link) as picture:
-            assert picture.width > 400
+        with Image.open(path.parent / link) as image:
+            assert image.width > 400
 
 
-def test_the_card_names_no_registry_and_no_path_of_a_machine(page):
-    text = page.read_text(encoding="utf-8")
-    assert not re.findall(r"https?://(?!arxiv\.org)\S+", text)
-    assert not re.findall(r"(?:^|[\s'\"`(])(?:/|~/|[A-Z]:\\)\w\S*", text, re.MULTILINE)
-
-
-def test_every_folder_of_pages_is_listed():
-    assert sorted(path.name for path in FOLDER.iterdir() if path.is_dir()) == list(NAMES)
+def test_every_folder_of_model_cards_is_listed():
+    assert sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir()) == list(NAMES)

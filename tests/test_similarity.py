@@ -79,8 +79,33 @@ def test_features_without_a_batch_axis_are_refused(images):
 
 
 def test_an_integer_mask_is_refused(images):
-    with pytest.raises(ValueError, match=r"`mask` must be boolean, got torch\.int64"):
+    with pytest.raises(ValueError, match=r"`mask` must be boolean.*int64. Convert it with"):
         TokenFeatures(images.features, images.mask.long())
+
+
+def test_a_mask_on_another_device_is_refused(images):
+    with pytest.raises(ValueError, match=r"`mask` must be on the device of `features` \(cpu\)"):
+        TokenFeatures(images.features, images.mask.to("meta"))
+
+
+def test_two_sides_on_different_devices_are_refused(images, texts):
+    with pytest.raises(ValueError, match=r"`texts` must be on the device of `images` \(cpu\)"):
+        similarity(images, texts.to("meta"))
+
+
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged", "full"])
+def test_no_tensor_is_made_on_another_device_than_that_of_the_features(ragged):
+    sides = [random_tokens(5, 70, 6, 0, ragged), random_tokens(4, 5, 6, 1, ragged)]
+    for side in sides:
+        side.features.requires_grad_()
+    expected = similarity(*sides)
+    gradients = torch.autograd.grad(expected.sum(), [s.features for s in sides])
+    with torch.device("meta"):  # a tensor made without naming a device lands there and fails
+        scores = similarity(*sides)
+        found = torch.autograd.grad(scores.sum(), [s.features for s in sides])
+        with torch.no_grad():
+            plain = similarity(*sides)
+    torch.testing.assert_close((scores, plain, *found), (expected, expected, *gradients))
 
 
 def test_a_mask_of_another_length_is_refused(images):

@@ -1,7 +1,7 @@
 """PICO for Hugging Face: image-text retrieval whose embedding columns are weighted by semantics.
 
 Importing this package registers `PicoConfig` and `PicoModel` with the Auto classes and does nothing
-else; the Trainer and its dependencies are imported when first asked for.
+else. The Trainer, data loading and other costly modules are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassif
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import register_encoder
 from pico_hf.hub.prototype_files import PicoPrototypes
 from pico_hf.modeling_outputs import PicoOutput
@@ -21,6 +22,7 @@ from pico_hf.modeling_pico import PicoModel
 if TYPE_CHECKING:
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
+    from pico_hf.data.loading import load_image_text
     from pico_hf.data.stream import ImageTextStream
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
@@ -28,12 +30,19 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.training.evaluation import (
+        EncodedSplit,
+        SplitEncoder,
+        evaluate_retrieval,
+        split_scores,
+    )
     from pico_hf.training.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EncodedSplit": "pico_hf.training.evaluation",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
     "PicoCollator": "pico_hf.data.collator",
@@ -41,13 +50,19 @@ _LAZY = {
     "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
-    "retrieval_metric_path": "pico_hf.evaluate_metric",
+    "SplitEncoder": "pico_hf.training.evaluation",
+    "evaluate_retrieval": "pico_hf.training.evaluation",
+    "split_scores": "pico_hf.training.evaluation",
     "load_adapter_model": "pico_hf.lora",
+    "load_image_text": "pico_hf.data.loading",
     "pico_lora_config": "pico_hf.lora",
+    "retrieval_metric_path": "pico_hf.evaluate_metric",
     "save_adapter": "pico_hf.lora",
 }
 
 __all__ = [
+    "EncodedSplit",
+    "EncoderSpec",
     "ImageTextDataset",
     "ImageTextStream",
     "PicoCollator",
@@ -59,12 +74,18 @@ __all__ = [
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
+    "SplitEncoder",
+    "Step",
     "TokenFeatures",
+    "TokenMap",
+    "evaluate_retrieval",
     "load_adapter_model",
+    "load_image_text",
     "pico_lora_config",
     "register_encoder",
     "retrieval_metric_path",
     "save_adapter",
+    "split_scores",
 ]
 
 AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)

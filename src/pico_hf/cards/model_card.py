@@ -1,4 +1,4 @@
-"""Writes a model card in Markdown from the facts of a run."""
+"""Writes the model card of a run in Markdown, without anything private."""
 
 from __future__ import annotations
 
@@ -13,36 +13,50 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor
 
-from pico_hf.cards.plots import plot_iterations, plot_spectrum
-from pico_hf.cards.privacy import data_set_id, is_hub_id, public_command, public_name
+from pico_hf.cards.plots import plot_feedback, plot_spectrum
+from pico_hf.cards.redaction import (
+    HIDDEN,
+    dataset_id,
+    is_hub_id,
+    public_command,
+    public_name,
+    public_value,
+)
 
 METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 HEADINGS = ("i2t R@1", "R@5", "R@10", "t2i R@1", "R@5", "R@10", "rSum")
+HOME_LABELS = ("homepage", "source", "source code", "repository")
+
+Results = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model card tells.
+    """What a model card shows.
+
+    Local paths, tokens and passwords in any of these texts are removed before they are written.
 
     Attributes:
         name: Name of the model.
         results: Split → model → metrics, `{"seen": {"base": {"rsum": …}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
-        semantic_probability: (D,) what they come from.
-        iterations: The trainer's log entries of refinements.
-        arguments: Training arguments worth printing.
-        command: The command that made the model.
+        semantic_probability: (D,) in [0, 1], from which the weights are computed.
+        iterations: The trainer's log entries about prototypes, one per iteration or candidate.
+        canonical: True if these entries are candidates of canonical columns.
+        arguments: Training arguments to show.
+        command: The command that trained the model, empty if unknown.
         commit: Commit of the code that ran it, empty if unknown.
-        base_model: Repository or name of the wrapped encoder.
-        dataset: Name of the training data.
-        adapter: True for a LoRA adapter, which needs its base.
+        base_model: Hub id or name of the wrapped encoder.
+        dataset: Hub id or name of the training data.
+        adapter: True for a LoRA adapter, which needs its base model.
     """
 
     name: str
-    results: Mapping[str, Mapping[str, Mapping[str, float]]]
+    results: Results
     column_weights: Tensor
     semantic_probability: Tensor
     iterations: Sequence[dict[str, Any]] = ()
+    canonical: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
@@ -51,11 +65,11 @@ class ModelFacts:
     adapter: bool = False
 
 
-def comparison_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Markdown table: one row per split and model, R@k in percent.
+def comparison_table(results: Results) -> str:
+    """Returns a Markdown table with one row per split and model, R@k in percent.
 
     Args:
-        results: See [`ModelFacts`].
+        results: Split → model → metrics, as in [`ModelFacts`].
 
     Example:
         >>> zero = dict.fromkeys(METRICS, 50.0)
@@ -78,77 +92,101 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
 
     Args:
         folder: The saved model's folder.
-        facts: What to tell.
+        facts: What the model card shows.
 
     Returns:
-        Path of the card.
+        Path of the model card.
     """
-    facts = _public(facts)
-    plots = find_spec("matplotlib") is not None  # an extra: a card without it has no plots
+    facts = public_facts(facts)
+    plots = find_spec("matplotlib") is not None  # an optional dependency
+    entry = "candidate" if facts.canonical else "iteration"
     if plots:
         plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
     if plots and facts.iterations:
-        plot_iterations(facts.iterations, folder / "plots" / "iterations.png")
-    weights = facts.column_weights.float()
+        plot_feedback(facts.iterations, folder / "plots" / "iterations.png", entry)
     template = files("pico_hf.cards").joinpath("model_card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _metadata(facts),
         template_str=template,
+        **_weights(facts.column_weights.float()),
         name=facts.name,
         table=comparison_table(facts.results),
-        weight_std=f"{float(weights.std(correction=0)):.3f}",
-        weight_min=f"{float(weights.min()):.3f}",
-        weight_max=f"{float(weights.max()):.3f}",
-        columns=len(weights),
+        entry=entry,
         iterations=list(facts.iterations),
-        arguments=dict(facts.arguments),
+        arguments=facts.arguments,
         command=facts.command,
         commit=facts.commit,
         plots=plots,
         base=facts.base_model or "a vision-text dual encoder",
         dataset=facts.dataset or "image-text pairs",
         adapter=facts.adapter,
-        named_base=_is_repository(facts.base_model),
-        package=_package_link(),
+        named_base=_hub_base(facts) is not None,
+        package=package_link(),
     )
     path = folder / "README.md"
     card.save(path)
     return path
 
 
-def _public(facts: ModelFacts) -> ModelFacts:
-    """The facts without paths of a machine and without secrets."""
+def public_facts(facts: ModelFacts) -> ModelFacts:
+    """Returns the facts with file names in place of local paths, without tokens and passwords."""
+    arguments = {key: public_value(key, value) for key, value in facts.arguments.items()}
     return replace(
         facts,
-        name=public_name(facts.name),
+        name=public_name(facts.name) or "PICO model",
+        results=_named({split: _named(models) for split, models in facts.results.items()}),
+        arguments={key: value for key, value in arguments.items() if value != HIDDEN},
         command=public_command(facts.command),
-        base_model=facts.base_model and public_name(facts.base_model),
-        dataset=facts.dataset and public_name(facts.dataset),
-        arguments={
-            name: public_name(value) if isinstance(value, str) else value
-            for name, value in facts.arguments.items()
-        },
+        commit=public_name(facts.commit) or "",
+        base_model=public_name(facts.base_model),
+        dataset=public_name(facts.dataset),
     )
 
 
-def _package_link() -> str:
-    """The package's name, as a link if its metadata name a home page."""
+def _named(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The same entries under public names; a number tells equal names apart."""
+    named: dict[str, Any] = {}
+    for key, value in entries.items():
+        name = first = (public_name(key) or "unnamed").replace("|", "/")
+        while name in named:
+            name = f"{first} ({len(named) + 1})"
+        named[name] = value
+    return named
+
+
+def package_link() -> str:
+    """Returns the package's name, with a link if its metadata give a home page.
+
+    The home page is a `Project-URL` with one of HOME_LABELS, or else `Home-page`.
+    """
     try:
         about = metadata("pico-hf")
-    except PackageNotFoundError:  # a source folder
+    except PackageNotFoundError:
         return "pico_hf"
-    pages = [*(about.get_all("Home-page") or []), *(about.get_all("Project-URL") or [])]
-    page = next((page.rpartition(",")[2].strip() for page in pages if page), None)
-    return f"[pico_hf]({page})" if page else "pico_hf"
+    entries = [entry.partition(",") for entry in about.get_all("Project-URL") or []]
+    urls = {label.strip().lower(): url.strip() for label, _, url in entries}
+    found = [urls[label] for label in HOME_LABELS if label in urls]
+    found += about.get_all("Home-page") or []
+    pages = [url for url in found if url.startswith(("https://", "http://"))]
+    return f"[pico_hf]({pages[0]})" if pages else "pico_hf"
+
+
+def _weights(weights: Tensor) -> dict[str, Any]:
+    return {
+        "weight_std": f"{float(weights.std(correction=0)):.3f}",
+        "weight_min": f"{float(weights.min()):.3f}",
+        "weight_max": f"{float(weights.max()):.3f}",
+        "columns": len(weights),
+    }
 
 
 def _metadata(facts: ModelFacts) -> ModelCardData:
-    data_set = facts.dataset and data_set_id(facts.dataset)
+    dataset = dataset_id(facts.dataset)
     results = [
         EvalResult(
             task_type="image-text-retrieval",
             task_name="Image-text retrieval",
-            dataset_type=data_set or "custom",
+            dataset_type=dataset or "custom",
             dataset_name=f"{facts.dataset or 'custom'} ({split})",
             dataset_split=split,
             metric_type=metric,
@@ -159,14 +197,13 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
         for metric, heading in (("i2t_r1", "i2t R@1"), ("t2i_r1", "t2i R@1"), ("rsum", "rSum"))
     ]
     tags = ["pico", "image-text-retrieval", "late-interaction"]
-    origin: dict[str, Any] = (
-        {"base_model": facts.base_model} if _is_repository(facts.base_model) else {}
-    )
+    base = _hub_base(facts)
+    origin: dict[str, Any] = {"base_model": base} if base else {}
     if facts.adapter and origin:
         origin["base_model_relation"] = "adapter"
     return ModelCardData(
         model_name=facts.name,
-        datasets=data_set and [data_set],
+        datasets=[dataset] if dataset else None,
         library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=[*tags, "lora"] if facts.adapter else tags,
@@ -176,6 +213,7 @@ def _metadata(facts: ModelFacts) -> ModelCardData:
     )
 
 
-def _is_repository(name: str | None) -> bool:
-    """True for `owner/name`: neither a description nor a folder of somebody's machine."""
-    return bool(name and "/" in name and is_hub_id(name) and not Path(name).exists())
+def _hub_base(facts: ModelFacts) -> str | None:
+    """The base model's id if it has the form `owner/name`, which a description never has."""
+    base = facts.base_model
+    return base if base and "/" in base and is_hub_id(base) else None

@@ -1,4 +1,4 @@
-"""Two plots of a run: the spectrum of semantic probabilities, and the iterations' feedback."""
+"""The two plots of a model card: semantic probability of the columns, and feedback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def final_shares(fused_weights: Sequence[float]) -> list[float]:
-    """Weight of each iteration inside the final prototypes: η_n · Π_{m>n} (1 - η_m).
+    """Computes the weight of each iteration or candidate in the end: η_n · Π_{m>n} (1 - η_m).
 
     Args:
-        fused_weights: η_n of every iteration, in order.
+        fused_weights: η_n in [0, 1] of every iteration or candidate, in order.
 
     Example:
         >>> final_shares([1.0, 0.5])
@@ -26,11 +26,11 @@ def final_shares(fused_weights: Sequence[float]) -> list[float]:
 
 
 def plot_spectrum(probability: Tensor, path: Path) -> None:
-    """Draws p of all columns, sorted.
+    """Draws the semantic probability p of all columns, sorted.
 
     Args:
         probability: (D,) semantic probability in [0, 1].
-        path: PNG to write.
+        path: PNG file to write.
     """
     figure, axes = _figure()
     values = probability.float().cpu().sort(descending=True).values
@@ -40,31 +40,32 @@ def plot_spectrum(probability: Tensor, path: Path) -> None:
         xlabel="columns, sorted",
         ylabel="semantic probability",
         ylim=(0, 1.02),
-        title="Which columns carry semantics",
+        title="Semantic probability of the columns",
     )
     _save(figure, path)
 
 
-def plot_iterations(iterations: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws Δ and the final weight of every prototype iteration, or of every candidate.
+def plot_feedback(entries: Sequence[dict[str, Any]], path: Path, entry: str) -> None:
+    """Draws Δ and the final weight of every prototype iteration or candidate.
 
     Args:
-        iterations: The trainer's log entries of refinements, in order.
-        path: PNG to write.
+        entries: The trainer's log entries about prototypes, in order.
+        path: PNG file to write.
+        entry: `"iteration"` for prototypes, `"candidate"` for canonical columns.
     """
     figure, axes = _figure()
-    numbers = [entry["pico_iteration"] for entry in iterations]
-    shares = final_shares([entry["pico_fused_weight"] for entry in iterations])
+    numbers = [row["pico_iteration"] for row in entries]
+    shares = final_shares([row["pico_fused_weight"] for row in entries])
     axes.bar(numbers, shares, color="#1f6f8b", alpha=0.8)
     axes.set(
-        xlabel="iteration, or candidate for canonical columns",
-        ylabel="weight in the end",
+        xlabel=f"{entry} number",
+        ylabel="final weight",
         ylim=(0, 1.02),
-        title="What helped more weighs more",
+        title=f"Final weight and gain of every {entry}",
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     gains = axes.twinx()
-    gains.plot(numbers, [entry["pico_feedback"] for entry in iterations], "o-", color="#d1495b")
+    gains.plot(numbers, [row["pico_feedback"] for row in entries], "o-", color="#d1495b")
     gains.axhline(0, color="#d1495b", linewidth=0.6, linestyle=":")
     gains.set_ylabel("Δ dev rSum (points)", color="#d1495b")
     _save(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,23 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState
 
 from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
-from pico_hf.cards.privacy import is_hub_id, public_name
+from pico_hf.cards.redaction import is_hub_id, last_part, public_name
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
 
-MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep the card as it is. -->"
+MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep your own text. -->"
 _PUBLISHED = (".safetensors", ".json", ".py")
 _SHOWN = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 
 
 def copy_model_files(checkpoint: Path, folder: Path) -> None:
-    """Copies what a checkpoint holds of the model, and nothing of the optimizer's state.
+    """Copies the files of the model from a checkpoint, without the optimizer's state.
 
-    The stock Trainer copies a fixed list of names, which has neither prototypes nor the package's
-    modules.
+    The stock Trainer copies a fixed list of file names, in which prototypes and the package's
+    modules are missing.
 
     Args:
-        checkpoint: A checkpoint's folder.
+        checkpoint: Folder of the checkpoint.
         folder: The folder that is pushed.
     """
     for path in sorted(checkpoint.iterdir()):
@@ -45,39 +44,48 @@ def write_run_card(
     name: str | None = None,
     **metadata: Any,
 ) -> bool:
-    """Writes README.md and plots about a run, unless somebody else wrote the card.
+    """Writes README.md and plots about a run, unless the folder has a model card of the user.
 
     Args:
         folder: The folder that is pushed.
         model: The model in it.
-        args: The run's knobs.
-        state: The trainer's state.
+        args: The training arguments.
+        state: The trainer's state, with its log.
         best: True if the model is the best checkpoint rather than the last one.
-        name: Title; None takes the repository's name.
-        metadata: More entries of the card's metadata, such as `language`; None is left out.
+        name: Title; None takes the name of the repository or of the output folder.
+        metadata: More entries of the card's metadata: `language`, `license`, `tags`. None is left
+            out; `tags` are added to those of the package.
 
     Returns:
-        False if the card was left as it is.
+        False if README.md was left unchanged.
     """
     path = folder / "README.md"
     if path.exists() and not _replaceable(path.read_text(encoding="utf-8")):
         return False
-    title = name or (args.hub_model_id or str(args.output_dir)).rstrip("/").rsplit("/", 1)[-1]
+    title = name or last_part(args.hub_model_id or Path(str(args.output_dir)).absolute())
     write_model_card(folder, run_facts(model, args, state, title, best=best))
     card = ModelCard.load(path)
     for key, value in metadata.items():
-        if key == "tags" and value:
-            given = [value] if isinstance(value, str) else value
-            card.data.tags = list(dict.fromkeys([*card.data.tags, *map(public_name, given)]))
-        elif value is not None:
-            setattr(card.data, key, value)
+        public = _public_entry(value)
+        if key == "tags" and public:
+            given = [public] if isinstance(public, str) else public
+            card.data.tags = list(dict.fromkeys([*card.data.tags, *given]))
+        elif public:
+            setattr(card.data, key, public)
     card.text = f"{card.text.rstrip()}\n\n{MARK}\n"
     card.save(path)
     return True
 
 
+def _public_entry(value: Any) -> Any:
+    """An entry of the metadata without local paths and secrets; None if nothing is left."""
+    if value is None or isinstance(value, str):
+        return public_name(value)
+    return [name for name in map(public_name, value) if name]
+
+
 def _replaceable(card: str) -> bool:
-    """True for a card of ours, and for peft's empty form, which every saved adapter comes with."""
+    """True for a model card of this package and for the empty one that peft saves."""
     return MARK in card or "[More Information Needed]" in card
 
 
@@ -89,11 +97,12 @@ def run_facts(
     *,
     best: bool = False,
 ) -> ModelFacts:
-    """What is known of a run from its log; see `write_run_card` for the arguments."""
+    """Collects what the log of a run says; the arguments are those of `write_run_card`."""
     step = state.best_global_step if best and state.best_global_step else state.global_step
     kept = int(model.prototypes.iteration)
-    # Aligned after the last step, whichever step the network is of, and scored after that.
-    scored = state.global_step if model.prototypes.canonical and kept else step
+    canonical = bool(model.prototypes.canonical)
+    # Canonical columns are built and scored after the last step, also for the best checkpoint.
+    scored = state.global_step if canonical and kept else step
     shown = {key: getattr(args, key) for key in _SHOWN}
     return ModelFacts(
         name=name,
@@ -101,6 +110,7 @@ def run_facts(
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
         iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
+        canonical=canonical,
         arguments={**shown, "loss": model.config.loss, "step": step},
         base_model=_origin(model),
         adapter=any(".lora_" in name for name, _ in model.named_parameters()),
@@ -108,7 +118,7 @@ def run_facts(
 
 
 def _results(history: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """The last metrics of every split that was evaluated, `{"dev": {"PICO": {"rsum": …}}}`."""
+    """The last metrics of every evaluated split, `{"dev": {"PICO": {"rsum": …}}}`."""
     results = {}
     for entry in history:
         for key in entry:
@@ -120,7 +130,6 @@ def _results(history: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, flo
 
 
 def _origin(model: PicoModel) -> str:
-    """The encoder's repository, but never a path of somebody's machine."""
+    """The Hub id of the encoder, or a description if it was loaded from elsewhere."""
     name = getattr(model.encoder.config, "_name_or_path", "") or ""
-    known = is_hub_id(name) and not os.path.exists(name)
-    return name if known else f"Encoder of type {model.encoder.config.model_type}"
+    return name if is_hub_id(name) else f"Encoder of type {model.encoder.config.model_type}"

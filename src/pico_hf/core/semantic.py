@@ -1,4 +1,4 @@
-"""Statistics of columns, and from them the semantic probability of each column."""
+"""Statistics of embedding columns, and the semantic probability of each column."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pico_hf.core.token_features import TokenFeatures
 
 @dataclass(frozen=True)
 class ColumnStatistics:
-    """What the probe set says about every column.
+    """Statistics of every embedding column over the probe set.
 
     Attributes:
         image_columns: (D, R), c_d[r] = mean of column d over the patches of image r.
         text_columns: (D, R), the same over the words of text r.
-        positive: (D,) how many products V[p,d]·T[w,d] of matched pairs are positive.
-        total: How many products there are.
+        positive: (D,) number of positive products V[p,d]·T[w,d] of matched pairs.
+        total: Number of these products per column.
     """
 
     image_columns: Float[Tensor, "columns instances"]
@@ -35,13 +35,15 @@ class ColumnStatistics:
 
     @staticmethod
     def concatenate(parts: Sequence[ColumnStatistics]) -> ColumnStatistics:
-        """Joins the statistics of batches; counts are integers, so the result is exact.
+        """Joins the statistics of batches exactly, since counts are integers.
 
         Raises:
             ValueError: If `parts` is empty.
         """
         if not parts:
-            raise ValueError("`parts` must hold at least one batch of statistics, got none.")
+            raise ValueError(
+                "`parts` must hold at least one batch of statistics, got none. Pass a batch."
+            )
         return ColumnStatistics(
             torch.cat([part.image_columns for part in parts], dim=1),
             torch.cat([part.text_columns for part in parts], dim=1),
@@ -52,11 +54,11 @@ class ColumnStatistics:
 
 @torch.no_grad()
 def column_statistics(images: TokenFeatures, texts: TokenFeatures) -> ColumnStatistics:
-    """Statistics of matched pairs: row r of `images` belongs to row r of `texts`.
+    """Computes the statistics of matched pairs: row r of `images` belongs to row r of `texts`.
 
-    The count of positive products factorises per pair: with P⁺, P⁻ positive and negative patches
-    and W⁺, W⁻ words of a column it is P⁺W⁺ + P⁻W⁻, at O((patches + words)·D). A product that is
-    exactly zero is not positive; padding takes part in nothing. No gradient flows.
+    In a column, a pair with P⁺ positive and P⁻ negative patches, W⁺ positive and W⁻ negative words
+    has P⁺W⁺ + P⁻W⁻ positive products, so the cost is O((patches + words)·D). A product of exactly
+    zero is not positive. Padding is left out. No gradient flows.
 
     Args:
         images: Patches of R images.
@@ -66,8 +68,8 @@ def column_statistics(images: TokenFeatures, texts: TokenFeatures) -> ColumnStat
         Column means of both sides and the counts behind p̂.
 
     Raises:
-        ValueError: If there are not as many texts as images, none at all, if their widths differ,
-            or if an image or a text has no real token.
+        ValueError: If the numbers of images and texts differ or are 0, if the widths differ, or
+            if an image or a text has no real token.
 
     Example:
         >>> one = torch.ones(1, 1, dtype=torch.bool)
@@ -93,7 +95,7 @@ def _check_pairs(images: TokenFeatures, texts: TokenFeatures) -> None:
     if len(images) != len(texts) or len(images) == 0:
         raise ValueError(
             "`texts` must match `images` row by row, at least one of each, got "
-            f"{len(texts)} texts for {len(images)} images. Give every image one text."
+            f"{len(texts)} texts for {len(images)} images. Pass one text per image."
         )
     widths = images.features.shape[2], texts.features.shape[2]
     if widths[0] != widths[1]:
@@ -106,12 +108,12 @@ def _check_pairs(images: TokenFeatures, texts: TokenFeatures) -> None:
         if empty:
             raise ValueError(
                 f"`{name}` must have at least one real token in every row, got none in rows "
-                f"{empty[:5]}. Leave such pairs out."
+                f"{empty[:5]}. Remove these pairs."
             )
 
 
 def _without_padding(tokens: TokenFeatures) -> Tensor:
-    """The features in fp32, zero where padding is."""
+    """Returns the features in fp32, with zeros for padding."""
     features = tokens.features.float()
     if tokens.mask.all():
         return features
@@ -119,9 +121,9 @@ def _without_padding(tokens: TokenFeatures) -> Tensor:
 
 
 def _signs(features: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, D) numbers of positive and of negative tokens in each column.
+    """Counts the positive and the negative tokens of each column, (rows, D) each.
 
-    From the sums of sign and |sign|, small integers and so exact: floats sum faster than booleans.
+    Sums sign and |sign| as floats, which is faster than booleans and exact for small integers.
     """
     signs = features.sign()
     balance = signs.sum(dim=1)
@@ -132,15 +134,16 @@ def _signs(features: Tensor) -> tuple[Tensor, Tensor]:
 def standardise(
     columns: Float[Tensor, "columns instances"],
 ) -> Float[Tensor, "columns instances"]:
-    """Zero mean and unit norm for every column; a constant column becomes zeros.
+    """Scales every column to zero mean and unit norm; a constant column becomes zeros.
 
-    Otherwise K-means would sort columns by scale (our reconstruction, not in arXiv 2510.11175).
+    Without this, K-means would group columns by their scale. Our reconstruction, not in
+    arXiv 2510.11175.
 
     Args:
-        columns: c_d, one row per embedding column, one coordinate per probe instance.
+        columns: (D, R), c_d: one row per embedding column, one coordinate per probe instance.
 
     Returns:
-        The same columns, of length 1 or 0.
+        (D, R), rows of norm 1, or 0 for constant columns.
 
     Example:
         >>> standardise(torch.tensor([[3.0, 1.0], [5.0, 5.0]])).tolist()
@@ -148,7 +151,7 @@ def standardise(
     """
     centred = columns - columns.mean(dim=1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
-    # Relative, since what is left of a constant is rounding, which grows with the constant.
+    # Relative, since the rounding error of a constant column grows with the constant.
     constant = norm <= 1e-6 * columns.norm(dim=1, keepdim=True)
     return (centred / norm).masked_fill(constant, 0.0)
 
@@ -157,8 +160,9 @@ def style_score(
     columns: Float[Tensor, "columns instances"],
     prototypes: Float[Tensor, "prototypes instances"],
 ) -> Float[Tensor, " columns"]:
-    """How like a style each column is: q_d, the min-max over columns of ρ_d = max_k cos(c_d, μ_k).
+    """Computes q_d in [0, 1], how similar each column is to a style prototype.
 
+    q_d is ρ_d = max_k cos(c_d, μ_k), scaled by its minimum and maximum over all columns.
     Our reconstruction, not in arXiv 2510.11175.
 
     Args:
@@ -166,7 +170,7 @@ def style_score(
         prototypes: μ_k of the same modality, in the space of standardised columns.
 
     Returns:
-        (D,) in [0, 1], fp32. Zeros if all columns are alike: nothing tells style from semantics.
+        (D,) in [0, 1], fp32. Zeros if all ρ_d are equal: style and semantics cannot be told apart.
 
     Example:
         >>> columns, style = torch.tensor([[2.0, -2.0], [-1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
@@ -185,7 +189,7 @@ def semantic_probability(
     image_prototypes: Float[Tensor, "prototypes instances"],
     text_prototypes: Float[Tensor, "prototypes instances"],
 ) -> Float[Tensor, " columns"]:
-    """Semantics as the complement of style: p_d = 1 - ½(q_d^vision + q_d^text).
+    """Computes p_d = 1 - ½(q_d^vision + q_d^text): semantic is what is not style.
 
     Our reconstruction, not in arXiv 2510.11175.
 
@@ -208,10 +212,10 @@ def semantic_probability(
 
 
 def column_weights(probability: Float[Tensor, " columns"]) -> Float[Tensor, " columns"]:
-    """Weights of mean 1, so that margins and temperatures keep their meaning: w_d = D·p_d / Σp.
+    """Computes w_d = D·p_d / Σp. Their mean is 1, so margins and temperatures keep their meaning.
 
     Args:
-        probability: p (D,) in [0, 1]; all zero gives ones.
+        probability: p (D,) in [0, 1]; if all are zero, all weights are one.
 
     Returns:
         (D,), >= 0, fp32.

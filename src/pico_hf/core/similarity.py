@@ -1,4 +1,4 @@
-"""Two sets of tokens → scores: masked, weighted, both directions, tiled over images."""
+"""The score of images and texts: weighted late interaction in both directions, with masks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ def similarity(
     """Score every image against every text by weighted late interaction in both directions.
 
     S = mean_p max_w s[p, w] + mean_w max_p s[p, w] with s[p, w] = Σ_d w_d · V[p, d] · T[w, d]
-    (arXiv 2510.11175). Padding takes part in neither the maxima nor the means. With
-    `PICO_FUSED_KERNELS=1` in the environment a fused kernel does it on a GPU with triton, for
-    float32 as exactly as `torch.set_float32_matmul_precision` says.
+    (arXiv 2510.11175). Padding takes part in neither the maxima nor the means. The environment
+    variable `PICO_FUSED_KERNELS=1` switches on Triton kernels for features on a GPU; see
+    `pico_hf.kernels.fused_interaction.applies`. `torch.set_float32_matmul_precision` sets the
+    precision of float32 products on a GPU.
 
     Args:
         images: Patches of the images.
         texts: Words of the texts, as wide as `images`.
-        column_weights: Semantic probability of each column, scaled to mean 1, without gradient.
+        column_weights: (D,) weights of mean 1; no gradient flows to them.
         progress: Show a progress bar, for large galleries.
 
     Returns:
         Scores, in [-2, 2] without weights; float64 for float64 features, else float32.
-        Differentiable once in both features; of tied tokens the first takes the gradient.
+        Differentiable once in both features; the gradient goes to the first of tied tokens.
 
     Raises:
-        ValueError: If widths differ or an image or text has no real token.
+        ValueError: If the two sides differ in width or device, `column_weights` has another shape
+            than (D,), or an image or text has no real token.
         RuntimeError: In a backward with create_graph=True.
 
     Example:
@@ -63,22 +65,27 @@ def similarity(
 def _check_scorable(
     images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None
 ) -> None:
-    """Refuse inputs for which the score is not defined."""
+    """Raise ValueError for inputs that have no score."""
     width = images.features.shape[2]
     if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
             f"`column_weights` must be of shape ({width},), one per column, got "
-            f"{tuple(column_weights.shape)}. Take them from features of this width."
+            f"{tuple(column_weights.shape)}. Pass weights of this width."
         )
     if width != texts.features.shape[2]:
         raise ValueError(
             f"`texts` must be as wide as `images` ({width} columns), got "
             f"{texts.features.shape[2]}. Project both into one space."
         )
+    if texts.features.device != images.features.device:
+        raise ValueError(
+            f"`texts` must be on the device of `images` ({images.features.device}), got "
+            f"{texts.features.device}. Move one side with `.to(device)`."
+        )
     for name, tokens in (("images", images), ("texts", texts)):
         empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(
                 f"`{name}` must have at least one real token in every row, got none in rows "
-                f"{empty[:5]}. Drop them, or keep at least one token."
+                f"{empty[:5]}. Remove these rows or keep at least one token."
             )

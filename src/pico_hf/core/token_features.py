@@ -1,4 +1,4 @@
-"""The local features of images and texts: padded tokens, and a mask of the real ones."""
+"""Token features of images and texts: padded tokens and a mask of the real ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """The local features of n images (patches) or n texts (words), padded to one length.
+    """Token features of n images (patches) or n texts (words), padded to one length.
 
     Args:
         features: Float (n, tokens, D), L2-normalised per token by convention (not checked).
-        mask: Bool (n, tokens), True = real token. Padding may hold any value.
+        mask: Bool (n, tokens), True = real token, on the same device. Padding may hold any value.
 
     Raises:
-        ValueError: If the shapes of the two do not belong together or `mask` is not boolean.
+        ValueError: If `features` is not 3-D, or if `mask` is not boolean, has another shape than
+            (n, tokens) or is on another device.
 
     Example:
         >>> features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -28,7 +29,7 @@ class TokenFeatures:
         (1, [[[2.0, 0.0], [0.0, 0.0]]])
     """
 
-    # Plain annotations: __post_init__ checks the shapes at run time, with errors that say more.
+    # Without shapes in the annotations: __post_init__ checks them with clearer messages.
     features: Tensor
     mask: Tensor
 
@@ -36,23 +37,30 @@ class TokenFeatures:
         if self.features.ndim != 3:
             raise ValueError(
                 "`features` must be of shape (n, tokens, D), got "
-                f"{tuple(self.features.shape)}. For a single item pass features.unsqueeze(0)."
+                f"{tuple(self.features.shape)}. Convert a single item with "
+                "features.unsqueeze(0)."
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be boolean, got {self.mask.dtype}. Pass mask.bool(): True = real."
+                f"`mask` must be boolean, got {self.mask.dtype}. Convert it with mask.bool() "
+                "(True = real token)."
             )
         if self.mask.shape != self.features.shape[:2]:
             raise ValueError(
                 f"`mask` must be of shape {tuple(self.features.shape[:2])}, the first two axes of "
-                f"`features`, got {tuple(self.mask.shape)}. Give one entry per token."
+                f"`features`, got {tuple(self.mask.shape)}. Pass one entry per token."
+            )
+        if self.mask.device != self.features.device:
+            raise ValueError(
+                f"`mask` must be on the device of `features` ({self.features.device}), got "
+                f"{self.mask.device}. Move it with mask.to(features.device)."
             )
 
     def __len__(self) -> int:
         return self.features.shape[0]
 
     def __getitem__(self, items: slice | Tensor) -> TokenFeatures:
-        """Return the images or texts chosen by a slice, an index tensor or a boolean tensor."""
+        """Return the images or texts that a slice, an index tensor or a boolean tensor selects."""
         return TokenFeatures(self.features[items], self.mask[items])
 
     def to(self, device: torch.device | str) -> TokenFeatures:
@@ -71,7 +79,7 @@ class TokenFeatures:
             ValueError: If `parts` is empty.
         """
         if not parts:
-            raise ValueError("`parts` must hold at least one batch, got none.")
+            raise ValueError("`parts` must hold at least one batch, got none. Pass a batch.")
         tokens = max(part.mask.shape[1] for part in parts)
         pads = [tokens - part.mask.shape[1] for part in parts]
         pairs = list(zip(parts, pads, strict=True))

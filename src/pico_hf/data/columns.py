@@ -33,7 +33,7 @@ def find_image_column(rows: datasets.Dataset) -> str:
     usual = [name for name in IMAGE_NAMES if name in (typed or rows.column_names)]
     if usual or len(typed) == 1:
         return (usual or typed)[0]
-    raise _not_found("image_column", rows.column_names, typed)
+    raise not_found("image_column", rows.column_names, typed)
 
 
 def find_caption_column(rows: datasets.Dataset) -> str:
@@ -45,7 +45,7 @@ def find_caption_column(rows: datasets.Dataset) -> str:
     for name in CAPTION_NAMES:
         if name in rows.column_names and _is_text(rows.features[name]):
             return name
-    raise _not_found("caption_column", rows.column_names)
+    raise not_found("caption_column", rows.column_names, reason=_no_text(rows.features))
 
 
 def find_in_row(row: Mapping[str, Any], image: str | None, caption: str | None) -> tuple[Any, Any]:
@@ -93,8 +93,8 @@ def texts_of(row: int, value: Any) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(
                 f"Row {row} has a caption of type {type(text).__name__}. Captions must be texts or "
-                "lists of texts: name another column with `caption_column`, or convert this one "
-                "with `datasets.Dataset.map`."
+                "lists of texts, not nested deeper. Name another column with `caption_column`, or "
+                "convert this one with `datasets.Dataset.map`."
             )
     return texts
 
@@ -107,15 +107,32 @@ def empty_caption(row: int) -> ValueError:
     )
 
 
+def _no_text(features: Mapping[str, Any]) -> str:
+    """Why a column with a usual name is not taken."""
+    for name in CAPTION_NAMES:
+        if name in features:
+            kind = features[name]
+            nested = isinstance(getattr(kind, "feature", None), datasets.List | datasets.Sequence)
+            held = "lists of lists" if nested else getattr(kind, "dtype", type(kind).__name__)
+            return (
+                f" Column `{name}` has a usual name but holds {held}: captions are texts or lists "
+                "of texts. Convert it with `datasets.Dataset.map` if it holds the captions."
+            )
+    return ""
+
+
 def _is_text(kind: Any) -> bool:
     inner = getattr(kind, "feature", kind)  # of a list
-    return getattr(inner, "dtype", None) in ("string", "large_string")
+    return getattr(inner, "dtype", None) in ("string", "large_string", "string_view")
 
 
-def _not_found(argument: str, columns: list[str], candidates: Iterable[str] = ()) -> ValueError:
+def not_found(
+    argument: str, columns: list[str], candidates: Iterable[str] = (), reason: str = ""
+) -> ValueError:
+    """The error for a column that is not named and not found."""
     several = ", ".join(candidates)
     problem = f"is one of {several}, and none has a usual name" if several else "could not be found"
     return ValueError(
-        f"`{argument}` {problem}. The columns there are: {', '.join(columns)}. Name one with "
-        f"`{argument}`."
+        f"`{argument}` {problem}.{reason} The columns there are: {', '.join(columns)}. Name one "
+        f"with `{argument}`."
     )

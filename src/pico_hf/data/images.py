@@ -47,7 +47,7 @@ def as_rgb(image: Any, background: str = BACKGROUND) -> Image.Image:
     # Plugins of Pillow raise whatever a damaged file makes them stumble over.
     except Exception as error:
         raise ValueError(
-            f"`image` cannot be read ({_reason(error)}). Repair it or leave it out."
+            f"`image` cannot be read ({one_line(error)}). Repair it or leave it out."
         ) from error
 
 
@@ -62,7 +62,7 @@ def image_problem(value: Any) -> str | None:
     try:
         as_rgb(value)
     except ValueError as error:
-        return _reason(error.__cause__ or error)
+        return one_line(error.__cause__ or error)
     return None
 
 
@@ -200,6 +200,7 @@ def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image
     return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
 
 
-def _reason(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line of at most `_LONGEST_REASON` characters."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from pico_hf.data.columns import (
-    IMAGE_NAMES,
     empty_caption,
     find_caption_column,
     find_image_column,
     require_column,
     texts_of,
 )
-from pico_hf.data.images import image_problem, is_url
+from pico_hf.data.identity import identity_name, rows_of_images
+from pico_hf.data.paths import BUILDERS, load_files, load_named_split
+from pico_hf.data.reading import (
+    MadeImages,
+    Read,
+    is_made_on_the_fly,
+    made_columns,
+    read_encoded,
+    read_made,
+)
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ["image", "captions", "image_id", "gallery"]
-BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+COLUMNS = ["image", "captions", "image_id", "gallery", "digest"]
 
 
 def load_image_text(
@@ -39,33 +47,37 @@ def load_image_text(
 ) -> datasets.Dataset:
     """Loads image-text pairs and checks every row before anything is trained or written.
 
+    Paths of images are relative to the file that names them. Rows of one image, by its
+    path, else by its content, become one row with all their captions in order of appearance.
+
     Args:
         dataset_name: A data set folder or Hub repository.
-        files: Instead of it: parquet, jsonl or csv files, or one imagefolder.
+        files: Instead of it: parquet, jsonl, csv or tsv files, or one imagefolder.
         split: Which split of `dataset_name`.
         image_column: None finds it by its type or name.
         caption_column: One caption or a list of captions per row; None finds it by its name.
-        image_id_column: Rows with the same value show the same thing and are no negatives of each
-            other in the loss.
-        gallery_column: Rows with the same value are ranked among themselves, and metrics are
+        image_id_column: Images with the same value show the same thing: they are no negatives of
+            each other in the loss and no competitors in a ranking. Where it is missing (None, NaN
+            or empty), and where no column is named, every image is its own.
+        gallery_column: Images with the same value are ranked among themselves, and metrics are
             averaged over galleries (COCO's five folds; one gallery per drawing style).
         max_samples: Keep the first rows only.
         skip_bad_images: True leaves unreadable images out and logs how many.
 
     Returns:
-        Rows with the columns `image` (decoded lazily), `captions` (list of str), `image_id` and
-        `gallery` (str).
+        One row per image with the columns `image` (decoded lazily), `captions` (list of str),
+        `image_id`, `gallery` and `digest` (of the image's content; all three str).
 
     Raises:
         ValueError: If neither or both sources are given, a column is missing, an image cannot be
-            read, or a caption is empty; the message names column or row.
+            read, a caption is empty, or there are no rows; the message names column or row.
     """
     if (dataset_name is None) == (files is None):
         raise ValueError("Give either `dataset_name` or `files`, and not both.")
     if dataset_name is not None:
-        rows = datasets.load_dataset(dataset_name, split=split)
+        rows = load_named_split(dataset_name, split, image_column)
     else:
-        rows = _load_files([files] if isinstance(files, str | Path) else list(files or []))
+        rows = _load([files] if isinstance(files, str | Path) else list(files or []), image_column)
     if max_samples is not None:
         rows = rows.select(range(min(max_samples, len(rows))))
     return checked_rows(
@@ -78,42 +90,23 @@ def load_image_text(
     )
 
 
-def _load_files(files: list[str | Path]) -> datasets.Dataset:
+def _load(files: list[str | Path], image_column: str | None) -> datasets.Dataset:
     paths = [Path(file) for file in files]
     for path in paths:
         if not path.exists():
-            raise ValueError(f"`files` names {path}, which does not exist.")
+            raise ValueError(
+                f"`files` must name files that exist, got {path}, which does not exist. Correct "
+                "the path."
+            )
     if len(paths) == 1 and paths[0].is_dir():
         return datasets.load_dataset("imagefolder", data_dir=str(paths[0]), split="train")
     kinds = {path.suffix for path in paths}
-    if len(kinds) != 1 or not kinds <= BUILDERS.keys():
+    if not kinds or not kinds <= BUILDERS.keys():
         raise ValueError(
-            f"`files` must be one folder of images or files of one kind ({', '.join(BUILDERS)}), "
-            f"got {', '.join(sorted(kinds)) or 'nothing'}."
+            f"`files` must be one folder of images or files of these kinds: {', '.join(BUILDERS)}. "
+            f"Got {', '.join(sorted(kinds)) or 'nothing'}."
         )
-    rows = datasets.load_dataset(
-        BUILDERS[kinds.pop()], data_files=[str(path) for path in paths], split="train"
-    )
-    return _resolve_paths(rows, paths[0].parent)
-
-
-def _resolve_paths(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
-    """Makes image paths in a jsonl or csv file relative to the file, not to the working folder."""
-    paths = [
-        name
-        for name in rows.column_names
-        if name in IMAGE_NAMES and getattr(rows.features[name], "dtype", None) == "string"
-    ]
-
-    def resolve(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {
-            name: [value if is_url(value) else str(folder / value) for value in batch[name]]
-            for name in paths
-        }
-
-    if paths:
-        rows = rows.map(resolve, batched=True, keep_in_memory=True, desc="Resolving image paths")
-    return rows
+    return load_files([str(path) for path in paths], image_column)
 
 
 def checked_rows(
@@ -125,10 +118,11 @@ def checked_rows(
     gallery_column: str | None = None,
     skip_bad_images: bool = False,
 ) -> datasets.Dataset:
-    """The rows with exactly the columns of `COLUMNS`, every row readable.
+    """One row per image with exactly the columns of `COLUMNS`, every image readable.
 
     Args:
-        rows: Any data set with an image and a caption column.
+        rows: Any data set with an image and a caption column. One with a transform is read through
+            it, once for its captions and each time for its images.
         image_column: See [`load_image_text`].
         caption_column: See [`load_image_text`].
         image_id_column: See [`load_image_text`].
@@ -142,30 +136,129 @@ def checked_rows(
         ValueError: See [`load_image_text`].
     """
     _check_kind(rows)
-    image_column = image_column or find_image_column(rows)
-    caption_column = caption_column or find_caption_column(rows)
-    named = {
-        "image_column": image_column,
-        "caption_column": caption_column,
-        "image_id_column": image_id_column,
-        "gallery_column": gallery_column,
-    }
-    for argument, name in named.items():
+    if set(COLUMNS[:4]) <= set(rows.column_names) <= set(COLUMNS):  # checked before
+        image_id_column, gallery_column = image_id_column or "image_id", gallery_column or "gallery"
+    names = (image_column, caption_column, image_id_column, gallery_column)
+    found = _made(rows, *names) if is_made_on_the_fly(rows) else _stored(rows, *names)
+    good = _readable(found.reads, skip_bad_images)
+    return _one_row_per_image(found, good)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found in every row, before rows of one image are joined.
+
+    Attributes:
+        images: Column `image` of every row.
+        reads: Content of each image, or what is wrong with it.
+        captions: As the data gives them.
+        names: Identities, None where they are missing.
+        galleries: Empty where they are missing.
+        transform: Makes images on the fly from the numbers that `images` holds.
+    """
+
+    images: datasets.Dataset
+    reads: Sequence[Read]
+    captions: Sequence[Any]
+    names: Sequence[str | None]
+    galleries: Sequence[str]
+    transform: MadeImages | None = None
+
+
+def _stored(
+    rows: datasets.Dataset,
+    image: str | None,
+    caption: str | None,
+    identity: str | None,
+    gallery: str | None,
+) -> _Found:
+    """What is found in rows as they are stored, whatever format they are handed out in."""
+    rows = rows.with_format(None)
+    image = image or find_image_column(rows)
+    caption = caption or find_caption_column(rows)
+    _require_all(rows.column_names, image, caption, identity, gallery)
+    images = rows.select_columns(image)
+    if image != "image":
+        images = images.rename_column(image, "image")
+    if getattr(images.features["image"], "dtype", None) == "string_view":
+        images = images.cast_column("image", datasets.Value("string"))
+    encoded = images.cast_column("image", datasets.Image(decode=False))
+    return _Found(
+        images.cast_column("image", datasets.Image(decode=True)),
+        read_encoded(encoded["image"]),
+        rows[caption],
+        _names(rows[identity] if identity else [None] * len(rows)),
+        _galleries(rows[gallery] if gallery else [None] * len(rows)),
+    )
+
+
+def _made(
+    rows: datasets.Dataset,
+    image: str | None,
+    caption: str | None,
+    identity: str | None,
+    gallery: str | None,
+) -> _Found:
+    """What is found in rows as their transform makes them."""
+    image, caption = made_columns(rows, image, caption)
+    _require_all(rows[0].keys(), image, caption, identity, gallery)
+    made = list(read_made(rows, image, caption, identity, gallery))
+    return _Found(
+        datasets.Dataset.from_dict({"image": list(range(len(rows)))}),
+        [row.image for row in made],
+        [row.captions for row in made],
+        _names([row.identity for row in made]),
+        _galleries([row.gallery for row in made]),
+        MadeImages(rows, image),
+    )
+
+
+def _one_row_per_image(found: _Found, good: list[int]) -> datasets.Dataset:
+    """The readable rows, those of one image joined."""
+    captions = {row: _captions(row, found.captions[row]) for row in good}
+    groups = rows_of_images(
+        [found.reads[row].key for row in good],
+        [found.names[row] for row in good],
+        [found.galleries[row] for row in good],
+    )
+    facts: dict[str, list[Any]] = {name: [""] * len(found.reads) for name in COLUMNS[2:]}
+    facts["captions"] = [[] for _ in found.reads]
+    kept = []
+    for group in groups:
+        rows = [good[number] for number in group]
+        first = rows[0]
+        kept.append(first)
+        names = [name for row in rows if (name := found.names[row]) is not None]
+        facts["captions"][first] = [caption for row in rows for caption in captions[row]]
+        facts["image_id"][first] = names[0] if names else f"image {found.reads[first].key}"
+        facts["gallery"][first] = found.galleries[first]
+        facts["digest"][first] = found.reads[first].digest
+    # Columns are added before rows are chosen: afterwards every image would be copied.
+    checked, text = found.images, datasets.Value("string")
+    for name in COLUMNS[1:]:
+        feature = datasets.List(text) if name == "captions" else text
+        checked = checked.add_column(name, facts[name], feature=feature)
+    checked = checked if len(kept) == len(checked) else checked.select(kept)
+    return checked if found.transform is None else checked.with_transform(found.transform)
+
+
+def _names(values: Iterable[Any]) -> list[str | None]:
+    return [identity_name(value) for value in values]
+
+
+def _galleries(values: Iterable[Any]) -> list[str]:
+    return [identity_name(value) or "" for value in values]
+
+
+def _require_all(
+    columns: Iterable[str], image: str, caption: str, identity: str | None, gallery: str | None
+) -> None:
+    columns = list(columns)
+    require_column(columns, "image_column", image)
+    require_column(columns, "caption_column", caption)
+    for argument, name in (("image_id_column", identity), ("gallery_column", gallery)):
         if name is not None:
-            require_column(rows.column_names, argument, name)
-    captions = [_captions(row, value) for row, value in enumerate(rows[caption_column])]
-    ids = rows[image_id_column] if image_id_column else range(len(rows))
-    galleries = rows[gallery_column] if gallery_column else [""] * len(rows)
-    images = rows.select_columns(image_column)
-    if image_column != "image":
-        images = images.rename_column(image_column, "image")
-    images = images.cast_column("image", datasets.Image(decode=True))
-    good = _readable(images, skip_bad_images)
-    text = datasets.Value("string")
-    checked = images.add_column("captions", captions, feature=datasets.List(text))
-    checked = checked.add_column("image_id", [str(value) for value in ids], feature=text)
-    checked = checked.add_column("gallery", [str(value) for value in galleries], feature=text)
-    return checked if len(good) == len(checked) else checked.select(good)
+            require_column(columns, argument, name)
 
 
 def _check_kind(rows: Any) -> None:
@@ -180,6 +273,11 @@ def _check_kind(rows: Any) -> None:
             "rows of a split: load it without `streaming`, or build it with "
             "`datasets.Dataset.from_list`."
         )
+    if len(rows) == 0:
+        raise ValueError(
+            "The data must have at least one row, got an empty split. Load another split, or look "
+            "at what was filtered out."
+        )
 
 
 def _captions(row: int, value: Any) -> list[str]:
@@ -189,19 +287,18 @@ def _captions(row: int, value: Any) -> list[str]:
     return captions
 
 
-def _readable(images: datasets.Dataset, skip_bad_images: bool) -> list[int]:
+def _readable(reads: Sequence[Read], skip_bad_images: bool) -> list[int]:
     """Rows whose image decodes to the last byte."""
-    raw = images.cast_column("image", datasets.Image(decode=False))
-    good: list[int] = []
-    bad: list[int] = []
-    for row, value in enumerate(raw["image"]):
-        problem = image_problem(value)
-        if problem and not skip_bad_images:
-            raise ValueError(
-                f"Row {row} has an image that cannot be read ({problem}). Repair it, or leave such "
-                "rows out with `skip_bad_images`."
-            )
-        (bad if problem else good).append(row)
-    if bad:
-        logger.warning("Left out %d unreadable images, rows %s.", len(bad), bad[:10])
-    return good
+    bad = [row for row, read in enumerate(reads) if read.problem]
+    if not bad:
+        return list(range(len(reads)))
+    first = f"Row {bad[0]} has an image that cannot be read ({reads[bad[0]].problem})"
+    if not skip_bad_images:
+        raise ValueError(f"{first}. Repair it, or leave such rows out with `skip_bad_images=True`.")
+    if len(bad) == len(reads):
+        raise ValueError(
+            f"{first}, and so has every other row: with `skip_bad_images` nothing is left. Name "
+            "the column of the images with `image_column`, or correct their paths."
+        )
+    logger.warning("Left out %d unreadable images, rows %s.", len(bad), bad[:10])
+    return [row for row, read in enumerate(reads) if not read.problem]

@@ -91,7 +91,7 @@ def image_hidden_states(
     patches = last_hidden_state(out, encoder, "image")[:, prefix_length(encoder) :]
     real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
     if row.real_patches and row.real_patches in inputs:
-        real = inputs[row.real_patches].bool()
+        real = inputs[row.real_patches].bool().to(patches.device)
     return TokenFeatures(patches, real)
 
 
@@ -131,9 +131,8 @@ def text_hidden_states(
     inputs = _given({"attention_mask": attention_mask, **inputs})
     out = text_output(encoder, input_ids=input_ids, **inputs)
     hidden = last_hidden_state(out, encoder, "text")
-    if word_mask is not None:
-        return TokenFeatures(hidden, word_mask.bool())
-    return TokenFeatures(hidden, _words(encoder, input_ids, attention_mask))
+    words = _words(encoder, input_ids, attention_mask) if word_mask is None else word_mask.bool()
+    return TokenFeatures(hidden, words.to(hidden.device))
 
 
 def _computed_before(

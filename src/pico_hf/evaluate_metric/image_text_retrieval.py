@@ -9,6 +9,7 @@ import evaluate
 import torch
 
 from pico_hf.core.metrics import retrieval_metrics
+from pico_hf.data.identity import identity_codes
 
 _DESCRIPTION = """Image-text retrieval: Recall@1/5/10 and median rank from images to texts and from
 texts to images, and rSum, the sum of the six recalls. Images may have several captions each; ties
@@ -22,6 +23,9 @@ Args:
         least one caption.
     image_embeddings: (images, width) one per image, all of them, given to `compute` only: the
         scores are then the cosines with the captions' embeddings.
+    image_ids: (images,) identity of each image, given to `compute` only: names or numbers, each
+        missing one (None, NaN or empty) its own. Images of one identity share their captions and
+        do not compete.
 
 Returns:
     `i2t_r1` … `t2i_r10` in percent, `i2t_median_rank`, `t2i_median_rank` from 1, and `rsum` in
@@ -45,7 +49,9 @@ class ImageTextRetrieval(evaluate.Metric):
         info.format = "numpy"  # refused as an argument, because rows are no single values
         return info
 
-    def _compute(self, predictions, references, image_embeddings=None) -> dict[str, float]:
+    def _compute(
+        self, predictions, references, image_embeddings=None, image_ids=None
+    ) -> dict[str, float]:
         widths = {len(row) for row in predictions}
         if len(widths) != 1:
             raise ValueError(
@@ -56,7 +62,14 @@ class ImageTextRetrieval(evaluate.Metric):
         rows = torch.as_tensor(predictions)
         if image_embeddings is not None:
             rows = _cosines(rows, torch.as_tensor(image_embeddings))
-        return retrieval_metrics(rows.t(), torch.as_tensor(references))
+        if image_ids is not None:
+            image_ids = identity_codes(_as_list(image_ids))
+        return retrieval_metrics(rows.t(), torch.as_tensor(references), image_ids)
+
+
+def _as_list(values) -> list:
+    """Python values of a list, an array or a tensor."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def _cosines(texts: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

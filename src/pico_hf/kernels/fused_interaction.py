@@ -1,4 +1,8 @@
-"""The late interaction on a GPU: packs ragged tokens for the fused kernels and launches them."""
+"""The late interaction by fused Triton kernels, for GPUs: packs the tokens, launches the kernels.
+
+The kernels have been tested in Triton's interpreter but not on a GPU, so they are off unless the
+environment variable `PICO_FUSED_KERNELS` is 1.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,33 @@ from torch import Tensor
 
 from pico_hf.kernels.interaction_gradient import refuse_second_derivative
 
-SWITCH = "PICO_FUSED_KERNELS"
+SWITCH = "PICO_FUSED_KERNELS"  # name of the environment variable
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHORTEST, LONGEST = 16, 256  # words per text the kernels' tiles can take
-TILE_ROWS = 128  # words multiplied at a time, of several short texts or a long one
+SHORTEST, LONGEST = 16, 256  # words per text that a tile of the kernels can hold
+TILE_ROWS = 128  # words multiplied at a time, from several short texts or from one long text
 TILE_PATCHES = 64
 FORWARD_DEPTH, BACKWARD_DEPTH = 64, 128  # columns at a time
 PRECISIONS = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
 
 
 def applies(image_features: Tensor, text_features: Tensor) -> bool:
-    """Tell whether the fused kernels score these features: if asked for, on a GPU with triton.
+    """Tell whether the fused kernels are switched on and can score these features.
 
-    They were checked in Triton's interpreter only, so that the plain path is the default. Set
-    `PICO_FUSED_KERNELS=1` to use them; `python benchmarks/gpu.py --check` compares both first.
+    The environment variable `PICO_FUSED_KERNELS` switches them on: 1, true, yes or on. It is read
+    at every call. Without it, or if the features do not fit, plain torch operations give the score,
+    on a GPU as on a CPU.
+
+    Args:
+        image_features: (images, patches, D), at most 32,767 patches.
+        text_features: (texts, words, D), at most 256 words.
+
+    Returns:
+        True if the kernels are switched on, triton is installed, and both sides are on a GPU, not
+        empty and of one dtype: float32, bfloat16 or float16.
     """
     return (
-        os.environ.get(SWITCH) == "1"
+        requested()
         and image_features.device.type in DEVICES
         and image_features.dtype == text_features.dtype
         and image_features.dtype in DTYPES
@@ -41,6 +54,11 @@ def applies(image_features: Tensor, text_features: Tensor) -> bool:
     )
 
 
+def requested() -> bool:
+    """Tell whether the environment variable `PICO_FUSED_KERNELS` switches the kernels on."""
+    return os.environ.get(SWITCH, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
 def score(
     image_features: Float[Tensor, "images patches D"],
     text_features: Float[Tensor, "texts words D"],
@@ -48,7 +66,10 @@ def score(
     text_mask: Bool[Tensor, "texts words"],
     weights: Float[Tensor, " D"] | None = None,
 ) -> Float[Tensor, "images texts"]:
-    """Score all pairs with the fused kernels; see `pico_hf.core.similarity.similarity`."""
+    """Score all pairs with the fused kernels.
+
+    The arguments are those of `pico_hf.core.similarity.similarity`, without padding checks.
+    """
     features = image_features, text_features
     indexed = torch.is_grad_enabled() and any(side.requires_grad for side in features)
     return FusedInteraction.apply(*features, image_mask, text_mask, weights, indexed)
@@ -56,13 +77,13 @@ def score(
 
 @dataclass(frozen=True)
 class Compact:
-    """Items with their real tokens in front, padded to one length.
+    """Images or texts of a batch with their real tokens first, padded to one length.
 
     Attributes:
-        features: (n, length, D), contiguous; padding may hold anything.
-        lengths: (n,) real tokens of each item.
-        items: (n,) where each item stands in the batch.
-        order: (n, kept) where each token stood in its item, of at most `length`.
+        features: (n, length, D), contiguous; padding may hold any value.
+        lengths: (n,) number of real tokens of each item.
+        items: (n,) index of each item in the batch.
+        order: (n, kept) index of each token in its item; kept <= length.
     """
 
     features: Float[Tensor, "n length D"]
@@ -78,7 +99,7 @@ class Compact:
         items: Int[Tensor, " n"],
         length: int,
     ) -> Compact:
-        """Take some items; `length` is at least their longest and may exceed `tokens`."""
+        """Select items and pad them to `length`, at least the number of tokens of the longest."""
         tokens = min(length, mask.shape[1])
         order = (~mask[items]).int().argsort(dim=1, stable=True)[:, :tokens]
         chosen = features[items.unsqueeze(1), order]
@@ -95,7 +116,7 @@ class Compact:
 
 
 def buckets(features: Tensor, mask: Tensor) -> list[Compact]:
-    """Group texts by length rounded up to a power of two, so that short ones pay for few words."""
+    """Group texts by length, rounded up to a power of two, so that groups have little padding."""
     lengths = mask.sum(dim=1)
     found, low, high = [], 0, SHORTEST
     while low < mask.shape[1]:
@@ -107,7 +128,7 @@ def buckets(features: Tensor, mask: Tensor) -> list[Compact]:
 
 
 class FusedInteraction(torch.autograd.Function):
-    """Scores of all pairs; a maximum passes its gradient to its winner, the first one on ties."""
+    """Scores of all pairs; the gradient of a maximum goes to its token, the first one of a tie."""
 
     @staticmethod
     def forward(
@@ -119,7 +140,7 @@ class FusedInteraction(torch.autograd.Function):
         weights: Float[Tensor, " D"] | None,
         indexed: bool,
     ) -> Float[Tensor, "images texts"]:
-        """Score all pairs; with a gradient to come, keep the positions of the maxima."""
+        """Score all pairs; if `indexed`, keep the positions of the maxima for the gradient."""
         ctx.weights = weights
         ctx.shapes = image_features.shape, text_features.shape
         every = torch.arange(len(image_features), device=image_mask.device)
@@ -137,7 +158,7 @@ class FusedInteraction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "images texts"]) -> tuple[Tensor | None, ...]:
-        """Multiply with the winners' one-hot matrix, tile by tile."""
+        """Return the gradients of both features from the kept positions of the maxima."""
         refuse_second_derivative()
         images, dtype = ctx.images, ctx.images.features.dtype
         to_images = torch.zeros_like(images.features, dtype=torch.float32)
@@ -158,8 +179,10 @@ class FusedInteraction(torch.autograd.Function):
 
 
 def _fold(features: Tensor, weights: Tensor | None) -> Tensor:
-    """Multiply the columns; s[p, w] takes the weights on one side only."""
-    return features if weights is None else (features * weights).to(features.dtype)
+    """Multiply the columns of one side by the weights; s[p, w] contains them once."""
+    if weights is None:
+        return features
+    return (features * weights.to(features.device)).to(features.dtype)
 
 
 def _score(images: Compact, texts: Compact, indexed: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +230,7 @@ def _to_texts(gradient: Tensor, images: Compact, texts: Compact, matches: list[T
 
 
 def _tile(texts: Compact, depth: int) -> dict[str, Any]:
-    """How much one program multiplies, and how exactly: float32 as torch is set to, ieee unless."""
+    """Return the tile sizes of a kernel and the precision of float32 products set in torch."""
     words = texts.features.shape[1]
     return {
         "TEXTS": max(1, TILE_ROWS // words),

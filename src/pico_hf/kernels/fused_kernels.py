@@ -1,16 +1,16 @@
-"""Triton kernels of the two-direction late interaction: one product, both maxima, no 4-D tensor.
+"""Triton kernels of the late interaction in both directions, without the 4-D tensor of products.
 
 The rows of a tile are the words of whole texts, its columns are patches of one image, so the best
 word of a patch is final within a tile and only the best patch of a word runs over tiles. The
-gradient is a matrix product with the winners' one-hot matrix, rebuilt from their positions tile by
-tile: no atomics, always the same order of sums.
+gradient is a matrix product with the one-hot matrix of the winning tokens, rebuilt from their
+positions tile by tile: no atomics, so the order of the sums is always the same.
 
 Importing this module needs triton; with TRITON_INTERPRET=1 the kernels run on a CPU.
 """
 
 from __future__ import annotations
 
-try:  # for transformers "try" means that code fetched from a repository can do without it
+try:  # transformers takes an import inside `try` as optional in code fetched from the Hub
     import triton
     import triton.language as tl
 except ImportError as error:
@@ -24,7 +24,7 @@ def forward(
     TEXTS: tl.constexpr, WORDS: tl.constexpr, PATCHES: tl.constexpr, DEPTH: tl.constexpr,
     INDEXED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Score one image against a tile of texts; if INDEXED, note who won each maximum."""
+    """Score one image against a tile of texts; if INDEXED, store which token won each maximum."""
     tiles = tl.cdiv(texts, TEXTS)
     image = (tl.program_id(0) // tiles).to(tl.int64)
     first = (tl.program_id(0) % tiles) * TEXTS  # texts innermost: the image stays in the cache
@@ -85,8 +85,8 @@ def winners(
 ):  # fmt: skip
     """Derivative of the loss by the products of one tile, (words of texts, patches of one image).
 
-    A product gets the pair's gradient / patches if its word won the patch's maximum, and the pair's
-    gradient / words if its patch won the word's.
+    A product gets gradient / patches of its pair if its word is the best one for its patch, plus
+    gradient / words of its pair if its patch is the best one for its word.
     """
     real_word, real_patch = word < own_words, patch < own_patches
     real = real_word[:, None] & real_patch[None, :]
@@ -109,7 +109,7 @@ def gradient_to_images(
     TEXTS: tl.constexpr, WORDS: tl.constexpr, PATCHES: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add to some patches of one image, for DEPTH columns, the words that won with them."""
+    """Sum the gradient of PATCHES patches of one image and DEPTH columns over all texts."""
     blocks = tl.cdiv(patches, PATCHES)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     patch = (tl.program_id(0) % blocks) * PATCHES + tl.arange(0, PATCHES)
@@ -144,7 +144,7 @@ def gradient_to_texts(
     TEXTS: tl.constexpr, WORDS: tl.constexpr, PATCHES: tl.constexpr, DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sum for the words of some texts, for DEPTH columns, the patches that won with them."""
+    """Sum the gradient of the words of TEXTS texts and DEPTH columns over all images."""
     first = tl.program_id(0) * TEXTS
     column = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH)
     row = tl.arange(0, TEXTS * WORDS)

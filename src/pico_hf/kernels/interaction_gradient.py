@@ -1,7 +1,7 @@
-"""The gradient of the late interaction: sums over the tokens that won a maximum.
+"""The gradient of the late interaction, computed from the positions of the maxima.
 
-A maximum passes its gradient to one patch and one word, so both gradients are weighted sums of few
-rows ("bags"). No product is computed again, and pairs without gradient cost nothing.
+The gradient of a maximum goes to one patch and one word, so both gradients are weighted sums of a
+few rows ("bags"). No product is computed again, and pairs without gradient take no time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BAG_COLUMNS = 128  # columns summed at a time: the table of sources then stays i
 
 
 class LateInteraction(torch.autograd.Function):
-    """Scores of all pairs; a maximum passes its gradient to its winner, the first one on ties."""
+    """Scores of all pairs; the gradient of a maximum goes to its token, the first one of a tie."""
 
     @staticmethod
     def forward(
@@ -43,7 +43,7 @@ class LateInteraction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Float[Tensor, "images texts"]) -> tuple[Tensor | None, ...]:
-        """Sum the rows that won; pairs without gradient (all but the hardest) cost nothing."""
+        """Return the gradients of both features; pairs with gradient 0 are skipped."""
         refuse_second_derivative()
         image_features, text_features, *saved = ctx.saved_tensors
         images, texts, matches = ctx.images, ctx.texts, Matches(*saved)
@@ -87,7 +87,7 @@ def _entries(
     texts: Packing,
     matches: Matches,
 ) -> tuple[slice, Tensor, Tensor, Tensor]:
-    """List every maximum of the pairs of some neighbouring images that carry gradient.
+    """List every maximum of the pairs with gradient, for some neighbouring images.
 
     Returns:
         The packed patch rows of these images and, for each entry, the patch (counted from the
@@ -121,8 +121,8 @@ def _image_groups(
 ) -> Iterator[slice]:
     """Cut the images into groups of at most `BAG_ENTRIES` entries and `BAG_PATCHES` patches.
 
-    The first bounds the lists while the gradient is dense, the second the sums when it is sparse.
-    One image is always taken, however large.
+    The first limit bounds the lists if the gradient is dense, the second the sums if it is sparse.
+    A group holds at least one image, even one above the limits.
     """
     per_pair = images.lengths.unsqueeze(1) + texts.lengths
     entries = ((gradient != 0) * per_pair).sum(dim=1).tolist()
@@ -140,8 +140,8 @@ def _image_groups(
 def column_blocks(table: Float[Tensor, "sources D"]) -> list[Tensor]:
     """Copy a table in blocks of `BAG_COLUMNS` columns, each contiguous.
 
-    Rows are drawn at random hundreds of times; a block that fits into the cache is drawn from three
-    times as fast as the whole.
+    Rows are read in random order hundreds of times, which is three times as fast from a block that
+    fits into the cache as from the whole table.
     """
     return [block.contiguous() for block in table.split(BAG_COLUMNS, dim=1)]
 

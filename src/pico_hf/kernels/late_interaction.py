@@ -1,8 +1,8 @@
-"""The two-direction late interaction of all pairs, without the 4-D tensor of products.
+"""The late interaction of all pairs in both directions, without the 4-D tensor of products.
 
-One matrix product per block of a few images × some texts, small enough to stay in the cache while
-both maxima are read off it. For a gradient only the positions of the maxima are kept, one or two
-bytes each; `interaction_gradient` turns them into the gradient.
+Each block, a few images × some texts, is one matrix product. It is small enough to stay in the
+cache until both maxima are taken. For a gradient only the positions of the maxima are kept, one or
+two bytes each; `interaction_gradient` computes the gradient from them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ BLOCK_PATCHES = 400  # two images of a ViT, several of a coarse grid: enough col
 
 @dataclass(frozen=True)
 class Matches:
-    """Which token won each maximum, counted inside its item. All axes are packed."""
+    """Position of the token that won each maximum, counted inside its image or text.
+
+    Attributes:
+        words: Best word of every patch, for every text. Axes are in the order of `Packing`.
+        patches: Best patch of every word, for every image.
+    """
 
     words: Integer[Tensor, "texts patch_rows"]
     patches: Integer[Tensor, "images word_rows"]
 
     @classmethod
     def empty(cls, images: Packing, texts: Packing) -> Matches:
-        """Allocate the positions in the smallest integers that hold them."""
+        """Allocate positions in the smallest integer type that can hold them."""
         device = images.order.device
         return cls(
             words=torch.empty(
@@ -59,8 +64,9 @@ def interact(
 ) -> Float[Tensor, "images texts"]:
     """Score all pairs block by block; fill `matches` if given.
 
-    Beside the scores and `matches` it holds one chunk of words, the products of one block (twice
-    if `matches` is given) and, for one chunk, one number per image and word.
+    Memory in use besides the scores and `matches`: one chunk of words, the products of one block
+    (twice if `matches` is given) and one number per image and word of one chunk. Everything is
+    allocated on the device of `image_features`.
     """
     dtype = working_type(image_features, text_features)
     tiles = list(images.runs(BLOCK_PATCHES))
@@ -91,26 +97,26 @@ def interact(
 
 
 def fold(words: Float[Tensor, "rows D"], weights: Tensor | None) -> Float[Tensor, "rows D"]:
-    """Multiply the columns of some words: s[p, w] takes the weights on one side only."""
+    """Multiply the columns of the words by the weights; s[p, w] contains them once."""
     return words if weights is None else words * weights.to(words)
 
 
 def working_type(image_features: Tensor, text_features: Tensor) -> torch.dtype:
-    """Return float64 if either side is, else float32: half precision sums too coarsely."""
+    """Return float64 if either side is float64, else float32: half precision sums are inexact."""
     both = torch.promote_types(image_features.dtype, text_features.dtype)
     return torch.promote_types(both, torch.float32)
 
 
 class Block:
-    """The products of one chunk of words and one tile of patches, and the views on them.
+    """Memory for the products of one chunk of words and one tile of patches, with views of it.
 
-    Memory and views are laid out once and serve all tiles of one shape: on short captions
-    slicing would cost as much as the arithmetic.
+    All tiles of one shape share the memory and its views, since for short captions slicing takes
+    as long as the arithmetic.
 
-    The position of a maximum is found as the highest value of a countdown where the product
-    equals the maximum: compare, multiply and amax each run vectorised, together in a third of the
-    time of `torch.max(dim)`, whose search for the index is a scalar loop. Ties yield the first
-    position, NaN some valid one.
+    To find the position of a maximum, a countdown (n, n-1, …, 1) is multiplied by
+    `product == maximum`; the highest value belongs to the first position. On a CPU this takes a
+    third of the time of `torch.max(dim)`, which finds the index in a scalar loop. Of tied tokens
+    the first one is taken; with NaN the position is valid but arbitrary.
     """
 
     def __init__(
@@ -131,7 +137,7 @@ class Block:
         self.scratch = torch.empty_like(self.products)
         self.count = torch.empty_like(self.best_word)
         longest = max(tile.length, chunk.runs[-1].length)
-        countdown = torch.arange(longest, 0, -1).to(self.products)
+        countdown = torch.arange(longest, 0, -1, device=self.count.device).to(self.count.dtype)
         self.patch_countdown = countdown[longest - tile.length :]
         self.positions = [
             (_by_text(self.scratch, run), countdown[longest - run.length :, None])
@@ -142,7 +148,7 @@ class Block:
         self.lengths = torch.tensor(lengths, device=self.count.device).unsqueeze(1)
 
     def fits(self, tile: Run) -> bool:
-        """Tell whether this block was laid out for tiles of this shape."""
+        """Tell whether this tile has the shape that the memory was allocated for."""
         return self.shape == (size(tile.items), tile.length)
 
     def maxima(
@@ -156,14 +162,14 @@ class Block:
         return self.best_word.unflatten(1, self.shape), self.best_patch
 
     def first_patches(self) -> Float[Tensor, "word_rows images"]:
-        """Return which patch was best for every word."""
+        """Return the position of the best patch of every word."""
         scratch = self.scratch.view(self.by_image.shape)
         torch.eq(self.by_image, self.best_patch.unsqueeze(2), out=scratch)
         count = scratch.mul_(self.patch_countdown).amax(dim=2)
         return self.shape[1] - count.clamp_(min=1)
 
     def first_words(self) -> Float[Tensor, "texts patch_rows"]:
-        """Return which word was best for every patch."""
+        """Return the position of the best word of every patch."""
         for (products, best), (scratch, countdown), count in zip(
             self.by_text, self.positions, self.counts, strict=True
         ):

@@ -1,6 +1,6 @@
-"""Ragged token sets without padding: sorted by length, so that neighbours form plain blocks.
+"""Batches without padding: items sorted by length, so that items of one length form one block.
 
-Padding costs nothing this way, and its values, NaN included, cannot reach a result.
+Padding then takes no time, and its values (NaN included) cannot reach a result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring runs that are multiplied together; the slices of `runs` count from its start."""
+    """Neighbouring runs that are multiplied together; the slices in `runs` count from its start."""
 
     items: slice
     rows: slice
@@ -32,10 +32,10 @@ class Chunk:
 
 
 class Packing:
-    """Where the real tokens of a batch go once padding is cut out and items sorted by length.
+    """Order of the real tokens of a batch, without padding and with the items sorted by length.
 
     Args:
-        mask: True = real token; at least one per item.
+        mask: True = real token; at least one per item. All index tensors are on its device.
 
     Example:
         >>> packing = Packing(torch.tensor([[True, True], [False, True]]))
@@ -48,7 +48,7 @@ class Packing:
         self.ends = self.lengths.cumsum(dim=0)
         self.starts = self.ends - self.lengths
         self.size = mask.numel()
-        self.rows: Tensor | None = None  # None = nothing is cut, nothing moves
+        self.rows: Tensor | None = None  # None = no padding, every token keeps its place
         if not mask.all():
             positions = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
             self.rows = positions[self.order][mask[self.order]]
@@ -57,7 +57,7 @@ class Packing:
     def take(
         self, features: Float[Tensor, "n tokens D"], rows: slice, dtype: torch.dtype
     ) -> Float[Tensor, "rows D"]:
-        """Return packed tokens `rows` in the working precision."""
+        """Return the packed tokens `rows`, converted to `dtype`."""
         flat = features.view(-1, features.shape[2])
         chosen = flat[rows] if self.rows is None else flat[self.rows[rows]]
         return chosen.to(dtype)
@@ -65,7 +65,7 @@ class Packing:
     def unpack(
         self, packed: Float[Tensor, "rows D"], features: Float[Tensor, "n tokens D"]
     ) -> Float[Tensor, "n tokens D"]:
-        """Return packed gradients in the layout and precision of `features`; padding gets 0."""
+        """Return packed gradients with the shape and dtype of `features`; padding gets 0."""
         packed = packed.to(features.dtype)
         if self.rows is not None:
             flat = packed.new_zeros(features.shape[0] * features.shape[1], features.shape[2])
@@ -73,14 +73,14 @@ class Packing:
         return packed.view(features.shape)
 
     def tokens_of(self, items: Int[Tensor, " pairs"]) -> tuple[Tensor, Tensor]:
-        """List the packed tokens of `items`, one item after the other.
+        """List the packed tokens of `items`, item by item.
 
         Returns:
-            For every token the index into `items` it belongs to, and its packed row.
+            For every token the index of its item in `items`, and its packed row.
         """
         lengths = self.lengths[items]
         owner = torch.arange(len(items), device=items.device).repeat_interleave(lengths)
-        # A token's row is its place in the list, moved by the same amount for a whole item.
+        # Row minus place in the list is the same for all tokens of an item.
         offset = self.starts[items] - (lengths.cumsum(dim=0) - lengths)
         return owner, torch.arange(len(owner), device=items.device) + offset.index_select(0, owner)
 
@@ -106,7 +106,7 @@ class Packing:
 
 
 def size(part: slice) -> int:
-    """Return the number of entries of a slice with both ends."""
+    """Return the number of entries of a slice that has a start and a stop."""
     return part.stop - part.start
 
 

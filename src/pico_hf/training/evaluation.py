@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,19 +29,25 @@ BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A whole split as token features.
+    """A whole split as token features, in canonical order (see [`ImageTextDataset`]).
 
     Attributes:
         images: All images, once each.
         texts: All captions.
         text_to_image: (texts,) row of `images` that each caption belongs to.
         gallery: (images,) which images are ranked together.
+        image_ids: (images,) identity; images of one identity do not compete. None = all different.
+        image_rows: (images,) row of each image in `ImageTextDataset.images()`; None = the same.
+        caption_rows: (texts,) row of each text in `ImageTextDataset.captions()`; None = the same.
     """
 
     images: PackedTokens
     texts: PackedTokens
     text_to_image: Tensor
     gallery: Tensor
+    image_ids: Tensor | None = None
+    image_rows: Tensor | None = None
+    caption_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +86,18 @@ class SplitEncoder:
 
         Features are kept once, without padding; what exceeds `max_bytes` per side goes to disk.
         """
-        images = (images for images, _ in self.batches(split.images(), description, encode))
-        texts = (texts for _, texts in self.batches(split.captions(), description, encode))
+        rows, captions = split.in_order()
+        images = (images for images, _ in self.batches(rows, description, encode))
+        texts = (texts for _, texts in self.batches(captions, description, encode))
+        order, device = split.image_order, self.model.device
         return EncodedSplit(
             PackedTokens.collect(map(self._placed, images), self._limit),
             PackedTokens.collect(map(self._placed, texts), self._limit),
-            split.text_to_image.to(self.model.device),
-            split.gallery.to(self.model.device),
+            split.ordered_text_to_image.to(device),
+            split.gallery[order].to(device),
+            split.image_ids[order].to(device),
+            order.to(device),
+            split.caption_order.to(device),
         )
 
     def _placed(self, batch: TokenFeatures) -> TokenFeatures:
@@ -156,12 +168,13 @@ def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
 
 def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
     """What the images and captions of a split vary in and share, in the encoder columns."""
-    images = encoder.batches(split.images(), "Moments of images", encoder_columns)
-    captions = encoder.batches(split.captions(), "Moments of captions", encoder_columns)
+    rows, texts = split.in_order()
+    images = encoder.batches(rows, "Moments of images", encoder_columns)
+    captions = encoder.batches(texts, "Moments of captions", encoder_columns)
     return PairMoments(
         TokenMoments.of(image for image, _ in images),
         TokenMoments.of(text for _, text in captions),
-        split.text_to_image,
+        split.ordered_text_to_image,
     )
 
 
@@ -195,12 +208,12 @@ def evaluate_retrieval(
         mean over galleries.
     """
     ranked = gallery_scores(model, split, column_weights, form)
-    return mean_metrics([retrieval_metrics(scores, own) for _, _, scores, own in ranked])
+    return _mean([metrics for _, _, _, metrics in ranked])
 
 
 def predict_retrieval(
     model: PreTrainedModel, split: EncodedSplit
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Gives all scores of a split, and the metrics that `evaluate_retrieval` gives.
 
     Args:
@@ -208,43 +221,55 @@ def predict_retrieval(
         split: From [`SplitEncoder.split`].
 
     Returns:
-        Scores (images, texts) fp32 on the CPU, -inf where an image and a text are in different
-        galleries and therefore never ranked together; and the metrics.
+        Scores (images, texts) fp32 on the CPU, in the order of `ImageTextDataset.images()` and
+        `captions()`, -inf where an image and a text are in different galleries and therefore never
+        ranked together; the row (texts,) of the image of each text; and the metrics.
     """
-    scores = torch.full((len(split.images), len(split.texts)), -torch.inf)
+    image_rows = _rows(split.image_rows, len(split.images))
+    caption_rows = _rows(split.caption_rows, len(split.texts))
+    scores = torch.full((len(image_rows), len(caption_rows)), -torch.inf)
     per_gallery = []
-    for rows, columns, block, own in gallery_scores(model, split):
-        scores[rows.cpu().unsqueeze(1) & columns.cpu().unsqueeze(0)] = block.flatten().cpu()
-        per_gallery.append(retrieval_metrics(block, own))
-    return scores, mean_metrics(per_gallery)
+    for images, texts, block, metrics in gallery_scores(model, split):
+        scores[image_rows[images].unsqueeze(1), caption_rows[texts].unsqueeze(0)] = block.cpu()
+        per_gallery.append(metrics)
+    owners = torch.empty_like(caption_rows)
+    owners[caption_rows] = image_rows[split.text_to_image.cpu()]
+    return scores, owners, _mean(per_gallery)
 
 
+@torch.no_grad()
 def gallery_scores(
     model: PreTrainedModel,
     split: EncodedSplit,
     column_weights: Tensor | None = None,
     form: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor, dict[str, float]]]:
     """Scores each gallery by itself; for the arguments see `evaluate_retrieval`.
 
     Yields:
-        Which images (images,) and which texts (texts,) of the split are in the gallery, bool; their
-        scores; and the row of the scores that each of these texts belongs to.
+        Which images (images,) and which texts (texts,) of the split are in the gallery, bool on the
+        CPU; their scores; and their metrics.
     """
     for gallery in split.gallery.unique():
         rows = split.gallery == gallery
         columns = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
         scores = split_scores(model, split, rows, columns, column_weights, form)
-        yield rows, columns, scores, row_of[split.text_to_image[columns]]
+        owners = row_of[split.text_to_image[columns]]
+        metrics = retrieval_metrics(scores, owners, _shared(split.image_ids, rows))
+        yield rows.cpu(), columns.cpu(), scores, metrics
 
 
-def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of every metric over galleries."""
+def _mean(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    # An exact sum: the order of galleries changes no bit of it.
     return {
-        name: sum(metrics[name] for metrics in per_gallery) / len(per_gallery)
+        name: math.fsum(metrics[name] for metrics in per_gallery) / len(per_gallery)
         for name in per_gallery[0]
     }
+
+
+def _rows(rows: Tensor | None, count: int) -> Tensor:
+    return torch.arange(count) if rows is None else rows.cpu()
 
 
 @torch.no_grad()
@@ -284,3 +309,11 @@ def split_scores(
 
 def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:
     return torch.arange(len(side)) if mask is None else mask.cpu().nonzero().flatten()
+
+
+def _shared(image_ids: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Identities of a gallery's images, None if no two of them share one."""
+    if image_ids is None:
+        return None
+    ids = image_ids[rows]
+    return ids if len(ids.unique()) < len(ids) else None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -34,16 +35,22 @@ class CachedImageTextDataset(ImageTextDataset):
 
     Args:
         source: The dataset the features were computed from.
-        folder: Where `cache_token_features` put them.
+        images: Features of its images, in the order of `source.images()`.
+        captions: Features of its captions, in the order of `source.captions()`.
+        folder: Where they are kept, if in a folder of their own.
     """
 
-    def __init__(self, source: ImageTextDataset, folder: Path) -> None:
-        self.__dict__.update(source.__dict__)
+    def __init__(
+        self,
+        source: ImageTextDataset,
+        images: Dataset,
+        captions: Dataset,
+        folder: Path | None = None,
+    ) -> None:
+        super().__init__(source.rows, source.seed)
+        self.set_epoch(source.epoch)
+        self._stores = images, captions
         self.folder = folder
-        self._stores: tuple[Dataset, Dataset] = (
-            TokenStore(folder / "images", "image_hidden_states"),
-            TokenStore(folder / "captions", "text_hidden_states"),
-        )
 
     def images(self) -> Dataset:
         """All images once, as hidden states."""
@@ -53,15 +60,27 @@ class CachedImageTextDataset(ImageTextDataset):
         """All captions once, as hidden states."""
         return self._stores[1]
 
-    def sample(self, images: int) -> ImageTextDataset:
-        """So many images with all their captions, always the same, as hidden states."""
-        if images >= len(self):
-            return self
-        chosen = self._drawn(images)
-        part = CachedImageTextDataset(super().sample(images), self.folder)
-        captions = torch.isin(self.text_to_image, torch.tensor(chosen)).nonzero().flatten()
-        part._stores = Subset(self._stores[0], chosen), Subset(self._stores[1], captions.tolist())
-        return part
+    def part(self, rows: Sequence[int]) -> ImageTextDataset:
+        """Some images with all their captions, as hidden states."""
+        ends = self.text_to_image.bincount(minlength=len(self)).cumsum(0).tolist()
+        starts = [0, *ends]
+        captions = [n for row in rows for n in range(starts[row], ends[row])]
+        images, texts = self._stores
+        return CachedImageTextDataset(
+            super().part(rows), Subset(images, rows), Subset(texts, captions), self.folder
+        )
+
+
+def _read_cache(source: ImageTextDataset, folder: Path) -> CachedImageTextDataset:
+    """Stores are in canonical order, so that one cache serves all forms of the same data."""
+    stores = (
+        TokenStore(folder / "images", "image_hidden_states"),
+        TokenStore(folder / "captions", "text_hidden_states"),
+    )
+    orders = source.image_order, source.caption_order
+    places = [order.argsort().tolist() for order in orders]
+    images, captions = map(Subset, stores, places)
+    return CachedImageTextDataset(source, images, captions, folder)
 
 
 def cache_token_features(
@@ -89,16 +108,17 @@ def cache_token_features(
             _write(encoder, dataset, done)
             size = sum(file.stat().st_size for file in done.rglob("*"))
             logger.info("Token features written to %s: %.1f MB.", done, size / 1e6)
-    return CachedImageTextDataset(dataset, done)
+    return _read_cache(dataset, done)
 
 
 def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path) -> None:
     partial = done.with_name(f"{done.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        images = encoder.batches(dataset.images(), "Caching image features", tower_states)
+        rows, texts = dataset.in_order()
+        images = encoder.batches(rows, "Caching image features", tower_states)
         TokenStore.write(partial / "images", (image for image, _ in images))
-        captions = encoder.batches(dataset.captions(), "Caching text features", tower_states)
+        captions = encoder.batches(texts, "Caching text features", tower_states)
         TokenStore.write(partial / "captions", (text for _, text in captions))
         about = {
             "encoder": encoder.model.encoder.config.model_type,

@@ -47,8 +47,7 @@ def predicted(
     Returns:
         Scores and images of the captions as arrays, and all metrics.
     """
-    scores, metrics = predict_retrieval(model, split)
-    labels = split.text_to_image.cpu()
+    scores, labels, metrics = predict_retrieval(model, split)
     if compute_metrics is not None:
         made = scores if preprocess is None else preprocess(scores, labels)
         prediction = EvalPrediction(nested_numpify(nested_detach(made)), nested_numpify(labels))
