@@ -29,6 +29,7 @@ from pico_hf import (
     PicoTrainingArguments,
     pico_lora_config,
 )
+from pico_hf.data.identity import content_digest
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.tokens import projection_parameters
 from pico_hf.training.feature_cache import CachedImageTextDataset
@@ -75,6 +76,8 @@ class StoredSplit(CachedImageTextDataset):
         columns = {"captions": [captions[row] for row in chosen]}
         columns["image_id"] = [whole.ids[row] for row in chosen]
         columns["gallery"] = [whole.galleries[row] for row in chosen]
+        # Rows stay as they are, one per row of the stores: no two are joined as one image.
+        columns["digest"] = [content_digest(f"{name} {row}") for row in chosen]
         rows = whole.images.select(chosen)
         for key, values in columns.items():
             rows = rows.add_column(key, values)
@@ -89,11 +92,6 @@ class StoredSplit(CachedImageTextDataset):
             ImageTextDataset.images(self) if "image" in live else Subset(kept[0], chosen),
             ImageTextDataset.captions(self) if "text" in live else Subset(kept[1], words),
         )
-
-    def sample(self, images: int) -> StoredSplit:
-        if images >= len(self):
-            return self
-        return self.part(self._drawn(images))
 
     def part(self, rows: list[int]) -> StoredSplit:
         """Some rows of this split."""

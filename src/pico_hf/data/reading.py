@@ -54,7 +54,7 @@ class EncodedReader:
 
     def _file(self, path: str) -> Read:
         if is_url(path):
-            return Read(image_problem({"bytes": None, "path": path}))
+            return Read(one_line(str(image_problem({"bytes": None, "path": path}))))
         if len(path) > _LONGEST_PATH:
             return Read(
                 f"a text of {len(path)} characters is no path; if it is base64, turn it to bytes "
