@@ -121,9 +121,9 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "aimv2": EncoderSpec(
         TokenMap((_HEAD, _VISUAL), pooled_by="attention"),
-        _TEXT,
+        TokenMap((_TEXTUAL,), prefix=1, suffix=1, features=one_sided.causal_text_features),
         label="AIMv2 LiT",
-        note="its text tower is causal only if it gets an attention mask",
+        note="its text tower is causal",
     ),
     "blip": _BLIP,
     "blip/BlipForImageTextRetrieval": _BLIP_ITM,
