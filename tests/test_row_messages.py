@@ -68,5 +68,7 @@ def test_a_dict_of_training_splits_is_refused(make_trainer, monkeypatch):
     monkeypatch.setattr(
         "conftest.tiny_rows", lambda images: datasets.DatasetDict(train=plain(images))
     )
-    with pytest.raises(ValueError, match=r"`train_dataset` must be one split, got a DatasetDict of train"):
+    with pytest.raises(
+        ValueError, match=r"`train_dataset` must be one split, got a DatasetDict of train"
+    ):
         make_trainer(dev=None)

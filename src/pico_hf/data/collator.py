@@ -25,7 +25,8 @@ class PicoCollator:
 
     Args:
         processor: What `AutoProcessor` gives: a tokenizer and an image processor.
-        max_length: Longest text in tokens; None asks the tokenizer and the configuration.
+        max_length: Longest text in tokens, at most what the text tower takes; None asks the
+            tokenizer and the configuration.
         config: The model's configuration or its encoder's. It says whether texts are padded to a
             fixed length (SigLIP: its tower attends to the padding); None goes by the name of the
             processor's class.
@@ -34,7 +35,8 @@ class PicoCollator:
         background: Colour behind transparent pixels, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: If the processor lacks a tokenizer or an image processor.
+        ValueError: If the processor lacks a tokenizer or an image processor, or if `max_length` is
+            more than the text tower takes.
     """
 
     def __init__(
@@ -61,6 +63,11 @@ class PicoCollator:
         else:
             fixed = 64 if "siglip" in type(processor).__name__.lower() else None
             positions = None
+        if max_length and positions and max_length > positions:
+            raise ValueError(
+                f"`max_length` must be at most {positions}, the tokens that the text tower takes, "
+                f"got {max_length}. Pass a smaller one, or None for the longest possible."
+            )
         self.fixed_length = fixed is not None
         longest = min(self.tokenizer.model_max_length, positions or 512, 512)
         self.max_length = max_length or fixed or longest
@@ -115,6 +122,7 @@ class PicoCollator:
             padding="max_length" if self.fixed_length else True,
             truncation=True,
             max_length=self.max_length,
+            padding_side="right",  # towers count positions from the first token
             return_tensors="pt",
             return_attention_mask=True,
             return_special_tokens_mask=True,

@@ -67,3 +67,15 @@ def naflex_dummy_images(encoder: PreTrainedModel) -> dict[str, Tensor]:
         "pixel_attention_mask": torch.ones(2, 4, dtype=torch.long, device=encoder.device),
         "spatial_shapes": torch.full((2, 2), 2, device=encoder.device),
     }
+
+
+def causal_text_features(
+    encoder: Any, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any
+) -> Any:
+    """Text features of a tower that is causal only under a mask that hides something (AIMv2)."""
+    if attention_mask is not None:
+        tokens = input_ids.shape[1]
+        causal = torch.ones(tokens, tokens, dtype=torch.bool, device=input_ids.device).tril()
+        # A text alone has nothing to hide, and would be read in both directions.
+        attention_mask = causal & attention_mask.bool()[:, None, None, :]
+    return encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **inputs)

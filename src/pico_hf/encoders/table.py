@@ -8,6 +8,7 @@ import transformers
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from pico_hf.encoders import one_sided
+from pico_hf.encoders.padding import text_positions
 from pico_hf.encoders.spec import POOLED_BY, EncoderSpec, Step, TokenMap
 
 _VISUAL, _TEXTUAL = Step("visual_projection"), Step("text_projection")
@@ -120,9 +121,9 @@ ENCODERS: dict[str, EncoderSpec] = {
     ),
     "aimv2": EncoderSpec(
         TokenMap((_HEAD, _VISUAL), pooled_by="attention"),
-        _TEXT,
+        TokenMap((_TEXTUAL,), prefix=1, suffix=1, features=one_sided.causal_text_features),
         label="AIMv2 LiT",
-        note="its text tower is causal only if it gets an attention mask",
+        note="its text tower is causal",
     ),
     "blip": _BLIP,
     "blip/BlipForImageTextRetrieval": _BLIP_ITM,
@@ -199,9 +200,11 @@ def text_lengths(config: PreTrainedConfig) -> tuple[int | None, int | None]:
     Args:
         config: The encoder's configuration.
     """
-    row = ENCODERS.get(config.model_type)
+    names = getattr(config, "architectures", None) or ()
+    keys = [f"{config.model_type}/{name}" for name in names] + [config.model_type]
+    row = next((ENCODERS[key] for key in keys if key in ENCODERS), None)
     tower = getattr(config, (row.text.config if row else None) or "text_config", None)
-    positions = getattr(tower, "max_position_embeddings", None)
+    positions = text_positions(tower)
     return (positions if row and row.text.pad_is_special else None), positions
 
 

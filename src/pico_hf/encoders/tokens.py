@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders.padding import attended_tokens, padded_right
 from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import encoder_class, table_row
 
@@ -109,7 +110,8 @@ def text_hidden_states(
     Args:
         encoder: The dual encoder.
         input_ids: (texts, tokens).
-        attention_mask: (texts, tokens), handed to the tower as it is.
+        attention_mask: (texts, tokens). None: read off the padding, except for towers that attend
+            to it. Padding before a text does not move its positions.
         word_mask: (texts, tokens) True = word. None: attended tokens without the architecture's
             special tokens at either end; a text of nothing else keeps them.
         text_hidden_states: (texts, tokens, hidden) outputs that were computed before.
@@ -128,9 +130,16 @@ def text_hidden_states(
             "Give `input_ids` or `text_hidden_states`, got neither. Features of images alone come "
             "from `encode_images`."
         )
-    inputs = _given({"attention_mask": attention_mask, **inputs})
-    out = text_output(encoder, input_ids=input_ids, **inputs)
-    hidden = last_hidden_state(out, encoder, "text")
+    row = encoder_spec(encoder).text
+    if attention_mask is None and not row.pad_is_special:
+        tower = tower_config(encoder, row, "text")
+        ends = {"prefix": row.prefix, "suffix": row.suffix}
+        attention_mask = attended_tokens(input_ids, tower, **ends)
+    given = _given({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
+    moved, place = padded_right(given)
+    hidden = last_hidden_state(text_output(encoder, **moved), encoder, "text")
+    if place is not None:
+        hidden = hidden.gather(1, place.to(hidden.device).unsqueeze(-1).expand_as(hidden))
     words = _words(encoder, input_ids, attention_mask) if word_mask is None else word_mask.bool()
     return TokenFeatures(hidden, words.to(hidden.device))
 
@@ -268,12 +277,9 @@ def steps_of(encoder: PreTrainedModel) -> tuple[Step, ...]:
 def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Attended tokens without the first `prefix` and last `suffix`, on either padding side."""
     row = encoder_spec(encoder).text
-    if attention_mask is not None:
-        attended = attention_mask.bool()
-    elif row.pad_is_special:
+    if attention_mask is None:  # only of towers that attend to their padding
         return _before_padding(input_ids, tower_config(encoder, row, "text").pad_token_id)
-    else:
-        attended = torch.ones_like(input_ids, dtype=torch.bool)
+    attended = attention_mask.bool()
     position = attended.long().cumsum(dim=1)
     last = position[:, -1:] - row.suffix
     words = attended & (position > row.prefix) & (position <= last)
