@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from pico_hf import ImageTextDataset, PicoCollator, PicoModel, TokenFeatures
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import image_to_text_ranks, text_to_image_ranks
 from pico_hf.core.similarity import similarity
 from pico_hf.data.loading import load_image_text
-from pico_hf.training.encoding import EncodedSplit, SplitEncoder
+from pico_hf.training.encoding import SplitEncoder
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DRAWINGS = EXAMPLES / "data" / "emoji-styles" / "validation_seen.parquet"

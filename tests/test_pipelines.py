@@ -1,5 +1,7 @@
 """Pipelines give the model's own numbers, whatever it wraps."""
 
+import base64
+
 import pytest
 import torch
 from PIL import Image
@@ -173,3 +175,16 @@ def test_the_encoders_own_processor_comes_back_from_a_saved_folder(encoder, kind
     by_name = PicoCollator(processor)(rows)
     for name, value in PicoCollator(processor, config=model.config)(rows).items():
         torch.testing.assert_close(by_name[name], value)
+
+
+def test_pipelines_read_transparency_and_depth_as_training_does(tmp_path):
+    _, given = parts("clip")
+    file = tmp_path / "clear.png"
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(file)
+    text = base64.b64encode(file.read_bytes()).decode()
+    kinds = [file.read_bytes(), str(file), text, f"data:image/png;base64,{text}"]
+    kinds += [Image.new("I;16", (32, 32), 65535)]
+    extract = features(**given)
+    expected = extract(IMAGES[2], return_tensors=True)
+    for image in kinds:
+        torch.testing.assert_close(extract(image, return_tensors=True), expected)

@@ -12,7 +12,7 @@ from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training import feedback
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import evaluate_retrieval
-from pico_hf.training.splits import trial_part
+from pico_hf.training.feedback import trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 
 

@@ -31,7 +31,8 @@ from peers import PEERS
 from pico_hf import PicoTrainer
 from pico_hf.core.canonical import CANDIDATES, bilinear_form, canonical_columns
 from pico_hf.core.construction import fuse_forms
-from pico_hf.training.encoding import EncodedSplit, encoder_columns, pair_moments
+from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.training.encoding import encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
 from pico_hf.training.feedback import Feedback
 from study import Job, StoredSplit, Study, from_command_line

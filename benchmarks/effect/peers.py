@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pico_hf import PicoTrainer
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.losses import LOSSES
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.encoding import EncodedSplit
 
 EPOCHS, RATE, BLOCK = 3, 1e-2, 16
 

@@ -20,6 +20,7 @@ from pico_hf.modeling_outputs import PicoOutput
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
+    from pico_hf.core.encoded_split import EncodedSplit
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
     from pico_hf.data.loading import load_image_text
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
-    from pico_hf.training.encoding import EncodedSplit, SplitEncoder
+    from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "EncodedSplit": "pico_hf.training.encoding",
+    "EncodedSplit": "pico_hf.core.encoded_split",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
     "PicoCollator": "pico_hf.data.collator",

@@ -7,11 +7,12 @@ the stock task for everybody would be no business of an import.
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
+from huggingface_hub import get_session
 from torch import Tensor, nn
 from transformers import BatchEncoding, BatchFeature
-from transformers.image_utils import load_image
 from transformers.pipelines.image_feature_extraction import ImageFeatureExtractionPipeline
 from transformers.pipelines.zero_shot_image_classification import (
     ZeroShotImageClassificationPipeline,
@@ -19,6 +20,7 @@ from transformers.pipelines.zero_shot_image_classification import (
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.data.collator import PicoCollator
+from pico_hf.data.images import as_rgb, is_base64
 from pico_hf.encoders.tokens import encoder_spec
 from pico_hf.modeling_pico import PicoModel
 
@@ -54,7 +56,7 @@ class PicoZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
                 f"{candidate_labels!r}. Give one label as a list of one."
             )
         collate = PicoCollator(self, config=self.model.config)  # has tokenizer, image processor
-        inputs = BatchFeature(collate([{"image": load_image(image, timeout=timeout)}]))
+        inputs = BatchFeature(collate([{"image": _fetched(image, timeout)}]))
         inputs = inputs.to(self.dtype)
         texts = [{"caption": hypothesis_template.format(label)} for label in candidate_labels]
         inputs["text_inputs"] = [BatchEncoding(collate(texts))]
@@ -86,6 +88,14 @@ class PicoImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
         super().__init__(**kwargs)
         _require_pico(self.model)
 
+    def preprocess(
+        self, image: Any, timeout: float | None = None, **processor_knobs: Any
+    ) -> BatchFeature:
+        """One image as the model takes it, read as in training."""
+        image = as_rgb(_fetched(image, timeout))
+        inputs = self.image_processor(image, return_tensors="pt", **processor_knobs)
+        return inputs.to(self.dtype)
+
     def _forward(self, model_inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         images = self.model.encode_images(**model_inputs)
         return {"features": images.features, "mask": images.mask}
@@ -104,6 +114,19 @@ class PicoImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
 def scores_pairs_alone(model: PicoModel) -> bool:
     """True if an image's logits are read one by one (sigmoid), not against each other."""
     return model.config.loss == "sigmoid" or encoder_spec(model.encoder).logit_bias is not None
+
+
+def _fetched(image: Any, timeout: float | None) -> Any:
+    """An image as the collator reads it; addresses are fetched and base64 texts decoded.
+
+    The stock pipelines convert to RGB as they load, which loses transparency and 16-bit depth.
+    """
+    if not isinstance(image, str):
+        return image
+    if image.startswith(("http://", "https://")):
+        answer = get_session().get(image, timeout=timeout, follow_redirects=True)
+        return answer.raise_for_status().content
+    return base64.b64decode(image.split(",")[-1]) if is_base64(image) else image
 
 
 def _require_pico(model: Any) -> None:

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from pico_hf.data.columns import find_in_row, texts_of
-from pico_hf.data.images import BACKGROUND, as_rgb
+from pico_hf.data.image_modes import colour_of
+from pico_hf.data.images import as_rgb
 from pico_hf.encoders.table import text_lengths
 
 # Cached outputs of the towers, and the mask that each is padded with.
@@ -47,7 +48,7 @@ class PicoCollator:
         config: PreTrainedConfig | None = None,
         image_column: str | None = None,
         caption_column: str | None = None,
-        background: str = BACKGROUND,
+        background: str | tuple[int, int, int] = "white",
     ) -> None:
         self.tokenizer = getattr(processor, "tokenizer", None)
         self.image_processor = getattr(processor, "image_processor", None)
@@ -57,7 +58,7 @@ class PicoCollator:
                 f"{type(processor).__name__}. Load it with AutoProcessor.from_pretrained(…)."
             )
         self.image_column, self.caption_column = image_column, caption_column
-        self.background = background
+        self.background = colour_of(background)
         if config is not None:
             fixed, positions = text_lengths(getattr(config, "encoder_config", config))
         else:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset, Subset
 
 from pico_hf.data.checking import COLUMNS, checked_rows
 from pico_hf.data.identity import canonical_order, content_digest, identity_codes
-from pico_hf.data.reading import is_made_on_the_fly, open_image
+from pico_hf.data.images import open_image
+from pico_hf.data.reading import is_made_on_the_fly
 
 
 class _Images(Dataset):

@@ -1,206 +1,216 @@
-"""Images in whatever form users have them → RGB that shows the same, or what is wrong with them."""
+"""Images in whatever form users have them → RGB, or what is wrong with them.
+
+Training, evaluation and the check of a data set all read an image by [`as_rgb`], from the stored
+bytes to the last conversion: an image that passes the check is one that trains.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-BACKGROUND = "white"
-# EPS files are programs, which Pillow hands to another program.
-REFUSED_FORMATS = ("EPS",)
-_TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
-_LONGEST_REASON = 200  # characters of a message
+from pico_hf.data.image_modes import array_to_rgb, colour_of, image_to_rgb
+
+REFUSED_FORMATS = ("EPS",)  # PIL starts Ghostscript to read PostScript
+# The path of a file is shorter; a longer text, or one that starts so, holds an image as base64.
+LONGEST_PATH = 4096
+BASE64_STARTS = ("data:", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_SOURCES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
-def as_rgb(image: Any, background: str = BACKGROUND) -> Image.Image:
-    """Turns an image upright, as its EXIF entry says, and converts it to RGB.
+class _WrongKindError(ValueError):
+    """A value of a kind that is never an image; its message is a sentence of its own."""
 
-    What it shows is kept. Depth: 16 bits are scaled by their range; 32 bits and floats, which have
-    no range of their own, by the smallest usual range that holds their values (1 for floats, 255,
-    65535), else from their least to their largest value. Transparency: shown on a background. Of
-    several frames the first is taken. An EXIF entry that cannot be read is left out.
+
+def as_rgb(image: Any, background: str | tuple[int, int, int] = "white") -> Image.Image:
+    """A PIL image in RGB that shows what the image shows, upright as its EXIF entry says.
 
     Args:
-        image: A PIL image, an array or tensor (height, width) or (height, width, 1 to 4 channels),
-            a path, the bytes of a file, or both as `{"bytes": …, "path": …}`, the form of a
-            `datasets.Image(decode=False)` column.
-        background: Colour behind transparent pixels, as `PIL.ImageColor` names it.
+        image: A PIL image, a path, the bytes of a file, or both as `{"bytes": …, "path": …}`, the
+            form of a `datasets.Image(decode=False)` column; or an array or a tensor of pixels,
+            whose shapes and ranges [`pico_hf.data.image_modes.array_to_rgb`] lists. Of a file with
+            several frames the first is read. EXIF entries that cannot be read are left out.
+        background: A plain colour, which shows where the image is transparent.
 
     Raises:
-        ValueError: If it is none of them, a URL, or no image that can be read.
+        ValueError: If it is none of them, a URL, an image in PostScript or one that cannot be read
+            (damaged, too large, of an unknown format, without pixels, not finite).
     """
-    try:
-        colour = ImageColor.getrgb(background)[:3]
-    except ValueError as error:
-        raise ValueError(f"`background` must name a colour, got {background!r}.") from error
-    source = _source(image)
-    try:
-        opened = source if isinstance(source, Image.Image) else _opened(source)
-        return _on_background(_eight_bits(_upright(opened)), colour)
-    # Plugins of Pillow raise whatever a damaged file makes them stumble over.
-    except Exception as error:
-        raise ValueError(
-            f"`image` cannot be read ({one_line(error)}). Repair it or leave it out."
-        ) from error
+    colour = colour_of(background)
+    with _named():
+        return _converted(image, colour)
 
 
-def image_problem(value: Any) -> str | None:
-    """What is wrong with an image, None if `as_rgb` converts it.
-
-    Args:
-        value: See `as_rgb`.
-    """
-    if value is None:
+def image_problem(image: Any) -> str | None:
+    """What is wrong with an image, None if [`as_rgb`] reads it."""
+    if image is None:
         return "no image"
     try:
-        as_rgb(value)
-    except ValueError as error:
-        return one_line(error.__cause__ or error)
+        _converted(image, (255, 255, 255))
+    except _WrongKindError as error:
+        return str(error)
+    except Exception as error:  # whatever it is, training would meet it too
+        return reason(error)
     return None
 
 
-def check_regular_file(path: str | os.PathLike) -> None:
-    """Raises ValueError unless there is an ordinary file: a pipe or device would never end.
+def open_image(image: Any) -> Image.Image:
+    """A loaded PIL image in its own mode, upright as its EXIF entry says.
 
     Args:
-        path: Of an image.
+        image: What [`as_rgb`] takes, arrays excepted.
+
+    Raises:
+        ValueError: See [`as_rgb`].
     """
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:
-        raise ValueError(f"there is no file {str(path)[:_LONGEST_REASON]!r}") from error
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise ValueError(f"{str(path)[:_LONGEST_REASON]!r} is {kind}")
+    with _named():
+        return _opened(image)
 
 
 def is_url(value: Any) -> bool:
     """Whether a value is the address of something elsewhere (http, s3, hf, …)."""
-    return isinstance(value, str) and "://" in value[:32]
+    return isinstance(value, str) and "://" in value
 
 
-# ---- opening -----------------------------------------------------------------------------------
+def is_base64(text: str) -> bool:
+    """Whether a text is an image in base64 rather than the path of a file."""
+    if len(text) > LONGEST_PATH:
+        return True
+    return text.startswith(BASE64_STARTS) and not os.path.exists(text)
 
 
-def _source(image: Any) -> Any:
-    """A PIL image, a path or a file that Pillow can open."""
-    kind = type(image).__name__
-    if isinstance(image, dict):
-        kind = f"a dict with {', '.join(map(repr, image)) or 'no entries'}"
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if is_url(image):
+@contextmanager
+def _named() -> Iterator[None]:
+    """Turns any error of reading into one that names the argument."""
+    try:
+        yield
+    except _WrongKindError:
+        raise
+    except Exception as error:  # PIL's readers raise whatever a damaged file makes them raise
         raise ValueError(
-            f"`image` must be a PIL image, a path or bytes, got the URL {image!r}. Nothing is "
-            "fetched here: download it first, for example with `transformers.image_utils."
-            "load_image`."
-        )
-    if isinstance(image, bytes | bytearray | memoryview):
-        return io.BytesIO(image)
+            f"`image` cannot be read ({reason(error)}). Repair it or leave it out."
+        ) from error
+
+
+def _converted(image: Any, background: tuple[int, int, int]) -> Image.Image:
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu().numpy()
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     if isinstance(image, np.ndarray):
-        return _from_array(image)
-    if not isinstance(image, Image.Image | str | os.PathLike | io.BytesIO):
-        raise ValueError(
-            "`image` must be a PIL image, a path or bytes, or a dict with one of them as 'path' or "
-            f"'bytes', got {kind}."
-        )
-    return image
+        return array_to_rgb(image, background)
+    return image_to_rgb(_opened(image), background)
 
 
-def _from_array(values: np.ndarray) -> Image.Image:
-    """(height, width) or (height, width, channels) → a PIL image of 8 bits per channel."""
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    channels = values.shape[2] if values.ndim == 3 else 1
-    if values.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or 0 in values.shape:
-        raise ValueError(
-            "`image` must be an array of shape (height, width) or (height, width, 1 to 4 "
-            f"channels), got {values.shape}. Move channels last: `array.transpose(1, 2, 0)`."
-        )
-    if values.dtype.kind not in "buif":
-        raise ValueError(f"`image` must be an array of numbers, got {values.dtype}.")
-    depth = {np.dtype(bool): 1, np.dtype(np.uint16): 65535}.get(values.dtype)
-    scaled = values if values.dtype == np.uint8 else _to_bytes(values, depth)
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
-    return Image.frombytes(mode, values.shape[1::-1], np.ascontiguousarray(scaled).tobytes())
-
-
-def _opened(source: str | Path | io.BytesIO) -> Image.Image:
-    if isinstance(source, str | os.PathLike):
-        check_regular_file(source)
-    try:
-        picture = Image.open(source)
-    except UnidentifiedImageError as error:  # whose message has the address of an object
-        raise ValueError("it is cut short, or of no known format") from error
-    if picture.format in REFUSED_FORMATS:
-        raise ValueError(f"{picture.format} files can run programs and are not read")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and picture.width * picture.height > limit:
-        raise ValueError(f"{picture.width} × {picture.height} pixels are more than {limit}")
-    return picture
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """The image turned as its EXIF entry says, decoded to the last byte."""
-    picture.load()
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # an entry of a wrong type; the pixels are fine
-        return picture
-
-
-# ---- converting --------------------------------------------------------------------------------
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """The image with 8 bits per channel, in a mode that Pillow converts."""
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray(_to_bytes(np.asarray(picture), 65535))
-    if picture.mode in ("I", "F"):
-        return Image.fromarray(_to_bytes(np.asarray(picture), None))
-    if picture.mode == "LAB":
-        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(picture, *profiles, outputMode="RGB")
-    return picture
-
-
-def _to_bytes(values: np.ndarray, largest: float | None) -> np.ndarray:
-    """Numbers scaled to 0 to 255: from 0 to `largest`, or by their own range."""
-    numbers = values.astype(np.float64)
-    finite = np.isfinite(numbers)
-    if not finite.any():
-        raise ValueError("it has no finite value")
-    low, high = numbers[finite].min(), numbers[finite].max()
-    numbers = np.where(finite, numbers, low)  # where nothing was measured
-    if largest is None:
-        usual = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
-        fitting = [top for top in usual if low >= 0 and high <= top]
-        if fitting:
-            largest = fitting[0]
+def _opened(value: Any) -> Image.Image:
+    """The PIL image of a value, loaded and upright."""
+    source = _source(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an entry that cannot be read is left out
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if isinstance(source, bytes):
+            if not source:
+                raise ValueError("it has no bytes")
+            Image.init()
+            formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
+            image = Image.open(io.BytesIO(source), formats=formats)
         else:
-            numbers, largest = numbers - low, high - low or 1.0
-    return np.rint(numbers * (255.0 / largest)).clip(0, 255).astype(np.uint8)
+            image = source
+        if image.format in REFUSED_FORMATS:
+            raise ValueError(f"files in {image.format} are not read: convert it to PNG or JPEG")
+        if 0 in image.size:
+            raise ValueError(f"it has no pixels: its size is {image.size}")
+        image.load()
+        return _upright(image)
 
 
-def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """RGB; transparent pixels show the background."""
-    if picture.mode not in _TRANSPARENT and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    if picture.mode in ("La", "RGBa"):  # colours times opacity
-        picture = picture.convert("LA" if picture.mode == "La" else "RGBA")
-    layer = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer).convert("RGB")
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned once; the copy no longer says that it has to be turned.
+
+    `ImageOps.exif_transpose` writes the other EXIF entries anew, and fails at one of a wrong type.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # whatever the reader of a damaged entry raises
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for name in _ORIENTATION_SOURCES:
+        turned.info.pop(name, None)
+    return turned
 
 
-def one_line(error: BaseException | str) -> str:
-    """What an error says, in one line of at most `_LONGEST_REASON` characters."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
+def _source(value: Any) -> Image.Image | bytes:
+    """A PIL image, or the bytes of a file."""
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        kind = f"a dict with {', '.join(map(repr, value)) or 'no entries'}"
+        value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+    if is_url(value):
+        raise _WrongKindError(
+            f"`image` must be a PIL image, a path or bytes, got the URL {_short(repr(value))}. "
+            "Nothing is fetched here: download it first, for example with `transformers."
+            "image_utils.load_image`."
+        )
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str | Path):
+        return file_bytes(value)
+    if not isinstance(value, Image.Image):
+        raise _WrongKindError(
+            "`image` must be a PIL image, a path or bytes, or a dict with one of them as 'path' or "
+            f"'bytes', or an array of pixels, got {kind}."
+        )
+    return value
+
+
+def file_bytes(path: str | Path) -> bytes:
+    """The bytes of a plain file; pipes and devices are not opened."""
+    text = os.fspath(path)
+    if is_base64(text):
+        raise ValueError(
+            f"a text of {len(text)} characters is no path: decode base64 with `base64.b64decode`"
+        )
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{_short(text)} is no plain file")
+    return Path(path).read_bytes()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one short line."""
+    if isinstance(error, UnidentifiedImageError):  # its message shows an address in memory
+        refused = " and ".join(REFUSED_FORMATS)
+        return f"its format is unknown or its header is damaged; {refused} files are not read"
+    if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels, `PIL.Image.MAX_IMAGE_PIXELS`"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {_short(str(error.filename))}"
+    message = " ".join(str(error).split())
+    known = isinstance(error, ValueError | OSError | SyntaxError) and message
+    return _short(message if known else f"{type(error).__name__}: {message}".rstrip(": "))
+
+
+def _short(text: str, longest: int = 160) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"

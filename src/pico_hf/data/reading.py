@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import Any, NamedTuple
 
 import datasets
 from datasets.utils import tqdm
-from PIL import Image
 
 from pico_hf.data.columns import find_in_row, not_found
 from pico_hf.data.identity import content_digest, pixel_digest
-from pico_hf.data.images import as_rgb, check_regular_file, image_problem, is_url, one_line
+from pico_hf.data.images import as_rgb, file_bytes, image_problem, is_url, reason
 
-_LONGEST_PATH = 4096  # characters; what is longer is no path but content
 _READ_TWICE = 8  # rows: an image that is flipped every other time changes in one of them
 
 
@@ -54,23 +51,17 @@ class EncodedReader:
 
     def _file(self, path: str) -> Read:
         if is_url(path):
-            return Read(one_line(str(image_problem({"bytes": None, "path": path}))))
-        if len(path) > _LONGEST_PATH:
-            return Read(
-                f"a text of {len(path)} characters is no path; if it is base64, turn it to bytes "
-                "with `base64.b64decode` in `datasets.Dataset.map`",
-            )
+            return Read(image_problem({"bytes": None, "path": path}))
         try:
-            check_regular_file(path)
-            return self._content(Path(path).read_bytes())._replace(key=_path_key(path))
-        except (OSError, ValueError) as error:
-            return Read(one_line(str(error)))
+            return self._content(file_bytes(path))._replace(key=_path_key(path))
+        except Exception as error:  # as of any image that cannot be read
+            return Read(reason(error))
 
     def _content(self, content: bytes) -> Read:
         digest = content_digest(content)
         if digest not in self._problems:
             problem = image_problem({"bytes": content, "path": None})
-            self._problems[digest] = None if problem is None else one_line(problem)
+            self._problems[digest] = problem
         return Read(self._problems[digest], digest, digest)
 
 
@@ -78,12 +69,6 @@ def read_encoded(values: Sequence[dict[str, Any] | None]) -> list[Read]:
     """Reads an `Image(decode=False)` column from its first to its last row."""
     reader = EncodedReader()
     return [reader.read(value) for value in _with_progress(values, len(values))]
-
-
-def open_image(value: dict[str, Any]) -> Image.Image:
-    """The image of an encoded value, neither turned nor converted: the collator does that."""
-    source = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
-    return Image.open(source)
 
 
 class MadeRow(NamedTuple):
@@ -110,7 +95,7 @@ def read_made(
             pixels = pixel_digest(as_rgb(row[image]))
             found = None if stored is None else _stored_read(stored[number])
         except (OSError, SyntaxError, ValueError) as error:  # of PIL, or of the transform
-            yield MadeRow(Read(one_line(str(error))), None, None, None)
+            yield MadeRow(Read(reason(error)), None, None, None)
             continue
         others = (None if name is None else row[name] for name in (identity, gallery))
         yield MadeRow(found or Read(None, pixels, pixels), row[caption], *others)

@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from pico_hf.core.canonical import PairMoments
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
@@ -23,45 +23,6 @@ from pico_hf.encoders.inputs import image_inputs, text_inputs
 
 Encoded = tuple[TokenFeatures | None, TokenFeatures | None]
 BatchEncoder = Callable[[PreTrainedModel, Mapping[str, Any]], Encoded]
-
-
-@dataclass(frozen=True)
-class EncodedSplit:
-    """A whole split as token features, in canonical order (see [`ImageTextDataset`]).
-
-    Attributes:
-        images: All images, once each.
-        texts: All captions.
-        text_to_image: (texts,) row of `images` that each caption belongs to.
-        gallery: (images,) which images are ranked together.
-        image_ids: (images,) identity; images of one identity do not compete. None = all different.
-        image_rows: (images,) row of each image in `ImageTextDataset.images()`; None = the same.
-        caption_rows: (texts,) row of each text in `ImageTextDataset.captions()`; None = the same.
-    """
-
-    images: PackedTokens
-    texts: PackedTokens
-    text_to_image: Tensor
-    gallery: Tensor
-    image_ids: Tensor | None = None
-    image_rows: Tensor | None = None
-    caption_rows: Tensor | None = None
-
-    def rows_of_images(self) -> Tensor:
-        """(images,) row of each image in `ImageTextDataset.images()`, on the CPU."""
-        return torch.arange(len(self.images)) if self.image_rows is None else self.image_rows.cpu()
-
-    def rows_of_captions(self) -> Tensor:
-        """(texts,) row of each text in `ImageTextDataset.captions()`, on the CPU."""
-        return (
-            torch.arange(len(self.texts)) if self.caption_rows is None else self.caption_rows.cpu()
-        )
-
-    def images_of_captions(self) -> Tensor:
-        """(captions,) row of the image of each caption, both in the order of the split's rows."""
-        owners = torch.empty(len(self.texts), dtype=torch.long)
-        owners[self.rows_of_captions()] = self.rows_of_images()[self.text_to_image.cpu()]
-        return owners
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.encoding import EncodedSplit
 
 
 def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:

@@ -16,10 +16,10 @@ import transformers
 from filelock import FileLock
 from torch.utils.data import Dataset, Subset
 
-from pico_hf.data import collator, images, token_store
+from pico_hf.data import collator, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders import one_sided, spec, table
+from pico_hf.encoders import one_sided, padding, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.training.cache_folder import ABOUT_FILE
 from pico_hf.training.encoding import SplitEncoder, tower_states
@@ -156,6 +156,16 @@ def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
 def _code() -> str:
     """Digest of the modules that turn rows into hidden states."""
     digest = hashlib.sha256()
-    for module in (collator, images, encoder_tokens, one_sided, spec, table, token_store):
+    for module in (
+        collator,
+        image_modes,
+        images,
+        token_store,
+        encoder_tokens,
+        padding,
+        one_sided,
+        spec,
+        table,
+    ):
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +33,13 @@ from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
-from pico_hf.training.splits import dev_metric, first_split, trial_part
+from pico_hf.training.feedback import trial_part
+from pico_hf.training.splits import dev_metric, first_split
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,14 @@ class Feedback:
         probe = self.train.probe(self.model.config.probe_size)
         batches = self.encoder.batches(probe, "Probe statistics")
         return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+
+
+def trial_part(split: ImageTextDataset) -> ImageTextDataset:
+    """Chooses the part of a split that trials rank, with at most `TRIAL_PAIRS` pairs."""
+    images = split.gallery.bincount()
+    captions = split.gallery[split.text_to_image].bincount()
+    pairs = int(images @ captions)  # each gallery is ranked by itself
+    return split.sample(int(len(split) * math.sqrt(TRIAL_PAIRS / pairs)))
 
 
 class FeedbackCallback(TrainerCallback):

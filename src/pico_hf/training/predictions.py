@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import nested_detach, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
-from pico_hf.training.encoding import EncodedSplit
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.training.evaluation import evaluate_retrieval, predict_retrieval
 
 UserMetrics = Callable[[EvalPrediction], dict[str, float]]

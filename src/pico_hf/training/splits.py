@@ -1,9 +1,8 @@
-"""Checks the splits of a run, and chooses the part of the dev split that trials rank."""
+"""Checks the splits of a run."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cache
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 MIN_DEV_IMAGES = 10
 STREAM_WARMUP = 0.1  # of the run, since a stream has no epochs
-TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
 
 
 def as_pairs(rows: Any, seed: int) -> ImageTextDataset:
@@ -172,14 +170,6 @@ def check_best_metric(args: PicoTrainingArguments, dev: Any) -> None:
             f"`metric_for_best_model` must be a metric of `eval_dataset`, got "
             f"{args.metric_for_best_model!r}. Pass one of {', '.join(known)}."
         )
-
-
-def trial_part(split: ImageTextDataset) -> ImageTextDataset:
-    """Chooses the part of a split that trials rank, with at most `TRIAL_PAIRS` pairs."""
-    images = split.gallery.bincount()
-    captions = split.gallery[split.text_to_image].bincount()
-    pairs = int(images @ captions)  # each gallery is ranked by itself
-    return split.sample(int(len(split) * math.sqrt(TRIAL_PAIRS / pairs)))
 
 
 def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
