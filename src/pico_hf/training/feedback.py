@@ -31,10 +31,9 @@ from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_we
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
+from pico_hf.training.dev_split import dev_metric, first_split
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
-from pico_hf.training.feedback import trial_part
-from pico_hf.training.splits import dev_metric, first_split
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cache
 from typing import Any
 
 import datasets
-import torch
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
+from pico_hf.training.dev_split import dev_metric, metric_names
 from pico_hf.training_args import SCHEDULERS_BY_METRIC, PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -86,31 +84,6 @@ def each(function: Callable[[Any], Any], splits: Any) -> Any:
     if isinstance(splits, Mapping):
         return {name: function(split) for name, split in splits.items()}
     return None if splits is None else function(splits)
-
-
-def first_split(splits: Any) -> Any:
-    """The split that feedback and checkpoint selection use: the first one of a dict of splits."""
-    return next(iter(splits.values())) if isinstance(splits, Mapping) else splits
-
-
-def dev_metric(name: str, splits: Any) -> str:
-    """Name of a metric of the first dev split, as a run logs it.
-
-    Args:
-        name: With or without `eval_`. A metric of a whole run's only split is that of the first
-            one, if there are several.
-        splits: A dev split or a dict of splits.
-    """
-    bare = name.removeprefix("eval_")
-    if isinstance(splits, Mapping) and bare in metric_names():
-        return f"eval_{next(iter(splits))}_{bare}"
-    return f"eval_{bare}"
-
-
-@cache
-def metric_names() -> tuple[str, ...]:
-    """Names of the metrics of a split."""
-    return tuple(retrieval_metrics(torch.eye(2), torch.arange(2)))
 
 
 def fit_to_splits(args: PicoTrainingArguments, train: Any, dev: Any) -> PicoTrainingArguments:
