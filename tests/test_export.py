@@ -204,3 +204,28 @@ def test_the_command_takes_adapters_and_answers_errors_by_one_line(tmp_path, cap
     assert "no processor" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"^pico-hf: .*nowhere.*$"):
         cli.main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out2")])
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["{source}", "{source}/", "{source}/../model", "{source}/plain", "{link}", "{parent}"],
+)
+def test_a_target_that_is_the_source_is_refused_before_anything_is_written(tmp_path, target):
+    source, link = tmp_path / "model", tmp_path / "link"
+    model = tiny_refined()
+    model.save_pretrained(source)
+    link.symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    with pytest.raises(SystemExit, match="`target` must not be the folder of the source"):
+        cli.main(["export", str(source), target.format(source=source, link=link, parent=tmp_path)])
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_a_target_that_holds_something_else_is_refused(tmp_path):
+    tiny_refined().save_pretrained(tmp_path / "model")
+    other = tmp_path / "other"
+    tiny_encoder("siglip").save_pretrained(other)
+    with pytest.raises(SystemExit, match="`target` must be a new or an empty folder"):
+        cli.main(["export", str(tmp_path / "model"), str(other)])
+    with pytest.raises(SystemExit, match="`target` must be a folder, got the file"):
+        cli.main(["export", str(tmp_path / "model"), str(other / "config.json")])

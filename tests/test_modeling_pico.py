@@ -41,7 +41,10 @@ def test_the_causal_mask_of_the_text_tower_survives_wrapping():
     changed = ids.clone()
     changed[:, -1] = 7  # a causal tower cannot see the last token from the first positions
     with torch.no_grad():
-        first, second = (model.encode_texts(words).features[:, :-1] for words in (ids, changed))
+        first, second = (
+            model.encode_texts(words, torch.ones_like(words)).features[:, :-1]
+            for words in (ids, changed)  # all attended: the mask is not read off the padding
+        )
     assert torch.equal(first, second)
 
 
@@ -248,3 +251,16 @@ def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
     assert set(seen[1].unique().tolist()) == {0.0, 2.0}
     assert torch.equal(seen[1], seen[1][:, :1].expand_as(seen[1]))  # alike in all patches
     assert not torch.equal(seen[1][0], seen[1][1])
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "vit+bert", "owlvit", "groupvit"])
+def test_word_embeddings_are_resized_saved_and_loaded(name, tmp_path):
+    model = wrapped(name)
+    before = model.get_input_embeddings().weight.detach().clone()
+    resized = model.resize_token_embeddings(len(before) + 7)
+    assert resized is model.get_input_embeddings()
+    assert resized.num_embeddings == len(before) + 7
+    assert torch.equal(resized.weight[: len(before)], before)
+    model.save_pretrained(tmp_path)
+    again = PicoModel.from_pretrained(tmp_path)
+    assert torch.equal(again.get_input_embeddings().weight, resized.weight)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pico_hf.export import export_encoder, export_processor
+from pico_hf.export import check_target, export_encoder, export_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import cache_entries, clear_cache, default_cache_dir
 
@@ -43,8 +43,10 @@ def export(source: str, target: str, *, fold: bool = False, base: str | None = N
 
     Raises:
         OSError: If the source cannot be read.
-        ValueError: If it is damaged, or if its weights cannot be folded.
+        ValueError: If it is damaged, if its weights cannot be folded, or if the target is the
+            source or holds other files.
     """
+    check_target(source, target)
     model: Any = PicoModel.from_pretrained(source, base=base)
     export_encoder(model, target, fold=fold)
     found = export_processor(source, target)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,34 @@ def export_encoder(
         return
     with _folded(last_linears(encoder), _column_maps(model)):
         encoder.save_pretrained(folder, **kwargs)
+
+
+def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Refuses a target that would overwrite something, before anything is written.
+
+    Args:
+        source: Folder or Hub repository that is read.
+        target: Folder that is to be written.
+
+    Raises:
+        ValueError: If the target is the source, in any spelling, or lies inside of it or around it,
+            or if it is a file or a folder with files.
+    """
+    folder = Path(target).resolve()
+    if os.path.isdir(source):
+        origin = Path(source).resolve()
+        if origin == folder or origin in folder.parents or folder in origin.parents:
+            raise ValueError(
+                f"`target` must not be the folder of the source, lie inside of it or hold it, got "
+                f"'{target}' for '{source}'. Choose another folder."
+            )
+    if folder.is_file():
+        raise ValueError(f"`target` must be a folder, got the file '{target}'. Choose a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"`target` must be a new or an empty folder, got '{target}', which holds files that "
+            "would be replaced or mixed with the new ones. Choose another folder."
+        )
 
 
 def export_processor(source: str | os.PathLike, folder: str | os.PathLike) -> bool:

@@ -115,7 +115,6 @@ class PicoModel(PicoPreTrainedModel):
     """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
 
     S = mean_p max_w s[p,w] + mean_w max_p s[p,w], s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175)
-    scores an image and a text. The weights w change only when prototypes are constructed.
 
     Args:
         config: The model's configuration.
@@ -195,13 +194,17 @@ class PicoModel(PicoPreTrainedModel):
         """The word embeddings; loaders of peft compare their number with the tokenizer's."""
         return encoder_tokens.word_embeddings(self.encoder)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Makes room for another number of token ids; see `PreTrainedModel`."""
+        return encoder_tokens.resize_word_embeddings(self.encoder, *args, **kwargs)
+
     def restart_prototypes(self, probe_size: int) -> None:
         """Forgets prototypes and feedback, and makes room for a probe set of `probe_size` pairs."""
         self.config.probe_size = probe_size
         self.prototypes.restart(probe_size)
 
     def adopt_prototypes(self, prototypes: PicoPrototypes) -> None:
-        """Takes prototypes that were saved alone; ValueError if they are another encoder's."""
+        """Takes prototypes that were saved alone; ValueError if they do not fit."""
         loading.adopt_prototypes(self, prototypes)
 
     def encode_images(
@@ -315,13 +318,10 @@ class PicoModel(PicoPreTrainedModel):
     ) -> PicoOutput | tuple:
         """Scores all images against all texts; changes no state.
 
-        For image and text inputs see `encode_images` and `encode_texts`. `image_ids` (images,) is
-        the identity of each image: pairs of the same image are no negatives. `loss_ramp` in [0, 1]
-        scales the hinge loss over all negatives (warm-up); None takes the hardest ones.
-        `return_loss` computes the loss when there are as many images as texts, and at least two.
-
-        Returns:
-            Loss, logits both ways and the token features; a tuple if `return_dict` is False.
+        For inputs see `encode_images` and `encode_texts`. `image_ids` (images,): pairs of one
+        identity are no negatives. `loss_ramp` in [0, 1] scales the hinge loss over all negatives
+        (warm-up); None takes the hardest ones. `return_loss` computes the loss of at least two
+        images and as many texts. `return_dict=False` returns a tuple.
         """
         images = self.encode_images(
             pixel_values,
@@ -356,7 +356,7 @@ class PicoModel(PicoPreTrainedModel):
     ) -> None:
         """From now on takes the gallery's style, as its column statistics show it, out of images.
 
-        Needs no captions. Nothing of it is saved: it belongs to a gallery, not to the model.
+        Needs no captions. Nothing of it is saved.
 
         Args:
             gallery: Batches of the images to be scored, all of one style, as a collator gives them;
@@ -364,7 +364,7 @@ class PicoModel(PicoPreTrainedModel):
             reference: Likewise, of the training data; a thousand images are enough.
 
         Raises:
-            ValueError: If there is a gallery and no reference, or if either is empty.
+            ValueError: If there is no reference, or if either is empty.
         """
         self._calibration = None
         if gallery is None:

@@ -203,6 +203,23 @@ def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
     raise ValueError(f"{type(encoder).__name__} has no embeddings of {words} words.")
 
 
+def resize_word_embeddings(encoder: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Embedding:
+    """Resizes the text tower's word embeddings and the vocabulary size in its config.
+
+    Args:
+        encoder: The dual encoder, changed in place.
+        args: Of `PreTrainedModel.resize_token_embeddings`.
+        kwargs: Likewise.
+    """
+    words = word_embeddings(encoder)
+    path = next(name for name, module in encoder.named_modules() if module is words)
+    # Some text towers are no models of their own, so that they cannot be asked to do it.
+    resized = encoder._get_resized_embeddings(words, *args, **kwargs)
+    encoder.set_submodule(path, resized)
+    tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size = resized.num_embeddings
+    return resized
+
+
 def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
     """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
     spec = encoder_spec(encoder)
