@@ -174,6 +174,11 @@ class PicoTrainer(Trainer):
             self.split_encoder, self.train_dataset, self.eval_dataset, self.args
         )
 
+    @property
+    def feedback_metric(self) -> str:
+        """Name of the dev split's rSum in the metrics of a run."""
+        return self.feedback.metric
+
     def construct_prototypes(self) -> None:
         """One iteration of style prototypes, or one alignment of canonical columns.
 
