@@ -62,8 +62,8 @@ def find_in_row(row: Mapping[str, Any], image: str | None, caption: str | None) 
     for argument, name in (("image_column", image), ("caption_column", caption)):
         if name is not None:
             require_column(row, argument, name)
-    pictures = [name for name, value in row.items() if isinstance(value, Image.Image)]
-    images = [name for name in IMAGE_NAMES if name in (pictures or row)] or pictures
+    found = [name for name, value in row.items() if isinstance(value, Image.Image)]
+    images = [name for name in IMAGE_NAMES if name in (found or row)] or pictures
     texts = [name for name in CAPTION_NAMES if isinstance(row.get(name), str | list | tuple)]
     return image or next(iter(images), None), caption or next(iter(texts), None)
 
