@@ -63,7 +63,7 @@ def find_in_row(row: Mapping[str, Any], image: str | None, caption: str | None) 
         if name is not None:
             require_column(row, argument, name)
     found = [name for name, value in row.items() if isinstance(value, Image.Image)]
-    images = [name for name in IMAGE_NAMES if name in (found or row)] or pictures
+    images = [name for name in IMAGE_NAMES if name in (found or row)] or found
     texts = [name for name in CAPTION_NAMES if isinstance(row.get(name), str | list | tuple)]
     return image or next(iter(images), None), caption or next(iter(texts), None)
 
