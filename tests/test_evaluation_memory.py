@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Dataset
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.evaluation import SplitEncoder, evaluate_retrieval
+from pico_hf.training.encoding import SplitEncoder
+from pico_hf.training.evaluation import evaluate_retrieval
 
 torch.set_num_threads(1)
 IMAGES, PATCHES, COLUMNS, LIMIT = 320, 800, 256, float(sys.argv[1])
@@ -27,12 +28,10 @@ class Rows(Dataset):
         return self.tokens
 
 class Split:
-    text_to_image, gallery = torch.arange(IMAGES), torch.zeros(IMAGES, dtype=torch.long)
-    image_ids = torch.arange(IMAGES)
-    def images(self):
-        return Rows(PATCHES)
-    def captions(self):
-        return Rows(5)
+    image_order = caption_order = ordered_text_to_image = image_ids = torch.arange(IMAGES)
+    gallery = torch.zeros(IMAGES, dtype=torch.long)
+    def in_order(self):
+        return Rows(PATCHES), Rows(5)
 
 class Model:
     device, training = torch.device("cpu"), False
