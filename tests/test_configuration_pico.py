@@ -1,9 +1,13 @@
 """Which model knobs exist and are valid."""
 
 import pytest
+import torch
 from transformers import AutoConfig
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from pico_hf import PicoConfig
+from pico_hf import PicoConfig, PicoModel
 from tiny import tiny_clip
 
 
@@ -50,3 +54,46 @@ def test_a_live_encoder_config_is_copied_and_left_alone():
     config = PicoConfig(encoder_config=encoder.config)
     assert config.encoder_config is not encoder.config
     assert encoder.config.text_config._attn_implementation == before is not None
+
+
+STOCK_KEYS = {
+    "tie_word_embeddings": False,
+    "torchscript": False,
+    "is_decoder": False,
+    "pruned_heads": {},
+    "made_by": "another tool",
+}
+
+
+def test_keys_of_transformers_and_other_tools_pass_and_are_kept(tmp_path):
+    PicoConfig(encoder_config=tiny_clip().config, **STOCK_KEYS).save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.made_by == "another tool"
+    assert again.tie_word_embeddings is False
+
+
+def test_a_model_that_was_saved_quantised_loads_again(tmp_path):
+    @register_quantization_config("stub")
+    class StubConfig(QuantizationConfigMixin):
+        def __init__(self, **kwargs):
+            self.quant_method = "stub"
+
+    @register_quantizer("stub")
+    class StubQuantizer(HfQuantizer):
+        requires_calibration = False
+
+        def is_serializable(self, **kwargs):
+            return True
+
+        @property
+        def is_trainable(self):
+            return True
+
+    model = PicoModel.from_encoder(tiny_clip(), num_prototypes=2, probe_size=4)
+    model.config.quantization_config = StubConfig()
+    model.save_pretrained(tmp_path)
+    assert '"quant_method": "stub"' in (tmp_path / "config.json").read_text()
+    again = PicoModel.from_pretrained(tmp_path)
+    assert again.config.quantization_config.quant_method == "stub"
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
