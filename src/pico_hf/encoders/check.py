@@ -80,9 +80,7 @@ def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, 
     return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)
 
 
-def load_encoder(
-    path: str | os.PathLike, config: Mapping[str, Any], **options: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_encoder(path: str | os.PathLike, config: Mapping[str, Any], **options: Any) -> Any:
     """Loads a dual encoder in eval mode, and refuses one that lacks weights of its features.
 
     Args:
@@ -91,15 +89,15 @@ def load_encoder(
         options: See `PreTrainedModel.from_pretrained`.
 
     Returns:
-        The encoder, and what transformers says of loading it.
+        The encoder; with `output_loading_info=True` also what transformers says of loading it.
 
     Raises:
         ValueError: If the checkpoint lacks weights that token features depend on. That of a
             captioning model, say, would be completed by random ones.
     """
     chosen = encoder_class(config.get("model_type", ""), config.get("architectures"))
-    told = {**options, "output_loading_info": True}
-    encoder, info = chosen.from_pretrained(path, **told)
+    asked = options.pop("output_loading_info", False)
+    encoder, info = chosen.from_pretrained(path, **options, output_loading_info=True)
     encoder.eval()
     known = architecture(encoder) in ENCODERS
     if known and info["missing_keys"]:
@@ -111,7 +109,7 @@ def load_encoder(
                 f"its config names {config.get('architectures')}. Take a checkpoint of a dual "
                 "encoder, or load the encoder yourself and wrap it with `PicoModel.from_encoder`."
             )
-    return encoder, info
+    return (encoder, info) if asked else encoder
 
 
 def _parameters_of_features(encoder: PreTrainedModel) -> set[str]:

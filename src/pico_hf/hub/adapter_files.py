@@ -155,7 +155,8 @@ def read_adapter(
     _check_prototypes(shapes, knobs)
     own = _prototypes(weights)
     check_values(own, WEIGHTS_FILE)
-    beside = find_file(path, PROTOTYPES_FILE, options)
+    local = os.path.isdir(path)  # a repository gets both in one commit
+    beside = find_file(path, PROTOTYPES_FILE, options) if local or not own else None
     refuse_stale(beside, own, WEIGHTS_FILE)
     if not own and beside is None:
         raise OSError(

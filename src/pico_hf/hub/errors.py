@@ -89,7 +89,7 @@ def refuse_missing(path: str | os.PathLike) -> None:
         validate_repo_id(name)
     except HFValidationError:
         raise OSError(
-            f"The folder '{name[:200]}' does not exist, and a Hub repository cannot have that name. "
+            f"The folder '{name[:200]}' does not exist, and no Hub repository can have that name. "
             "Check the path."
         ) from None
 

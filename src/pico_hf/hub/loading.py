@@ -81,7 +81,8 @@ def load_model(
             info: dict[str, Any] = {}  # its weights are exactly those of the file
         elif _is_foreign(source) and options.get("config") is None and not args:
             pico, rest = split_config_kwargs(options)
-            encoder, info = load_encoder(path, source, **safe_options(rest))
+            told = {**safe_options(rest), "output_loading_info": True}
+            encoder, info = load_encoder(path, source, **told)
             model = model_class.from_encoder(encoder, **pico)
         else:
             options.pop("fallback_projection", None)  # a saved Pico model knows what it has
@@ -214,9 +215,13 @@ def _is_foreign(source: dict[str, Any]) -> bool:
 def _refuse_missing_weights(path: Any, model: Any, info: dict[str, Any]) -> None:
     """Raises ValueError for a model whose files lack weights: they would be random ones.
 
-    Canonical columns that were not saved are the encoder's own.
+    Prototypes that were not saved at all are those before any refinement, and so are the bases of
+    canonical columns: nothing of them is random.
     """
-    lost = set(info["missing_keys"]) - {"prototypes.image_basis", "prototypes.text_basis"}
+    own = {name for name in model.state_dict() if name.startswith("prototypes.")}
+    bases = {"prototypes.image_basis", "prototypes.text_basis"}
+    lost = set(info["missing_keys"])
+    lost -= own if own <= lost else bases
     if lost:
         raise ValueError(
             f"'{path}' must hold a whole {type(model).__name__}, but lacks {names_of(lost)}. "

@@ -50,7 +50,8 @@ def refuse_stale(found: Path | None, own: Mapping[str, Tensor], file: str) -> No
     Raises:
         ValueError: If the two differ: one is left over from an earlier save.
     """
-    for name, value in checked_tensors(found) if found and own else ():
+    beside = dict(checked_tensors(found)) if found and own else {}
+    for name, value in beside.items():
         if name not in own or not torch.equal(own[name], value):
             raise ValueError(
                 f"`{name}` in {WEIGHTS_FILE} is not that of {file}: one of "

@@ -56,7 +56,7 @@ def check_source(
     stored = read_model_files(path, options, config.get("transformers_weights"))
     if model_type == PicoConfig.model_type:
         _check_prototypes({**config, **options}, stored)
-        if not chosen:
+        if not chosen and os.path.isdir(path):  # a repository gets both in one commit
             beside = find_file(path, WEIGHTS_FILE, options)
             refuse_stale(beside, stored.prototypes, stored.file)
     if known:
