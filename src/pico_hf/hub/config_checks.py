@@ -44,7 +44,7 @@ def check_config(
                 f"`{key}` in config.json of '{os.fspath(path)}' is {value}, but its weights have "
                 f"room for {limit} at most. Do not trust this file, or save the model again."
             )
-    with plain_build(path):
+    with plain_build(path, "config.json"):
         needed = _parameters(raw)
     held = sum(math.prod(shape) for shape in shapes.values())
     held *= _PACKED if raw.get("quantization_config") else _SLACK

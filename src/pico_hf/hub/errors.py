@@ -45,7 +45,7 @@ def plain_errors(repository: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def plain_build(path: str | os.PathLike) -> Iterator[None]:
+def plain_build(path: str | os.PathLike, files: str = "files") -> Iterator[None]:
     """Turns whatever is raised when a model is built from files into one line.
 
     A value of the wrong type in a configuration is noticed wherever it is used first, as any kind
@@ -53,6 +53,7 @@ def plain_build(path: str | os.PathLike) -> Iterator[None]:
 
     Args:
         path: What is read, for the message.
+        files: What of it is read.
 
     Raises:
         ValueError: For an error that says nothing of its file, or in several lines.
@@ -66,7 +67,7 @@ def plain_build(path: str | os.PathLike) -> Iterator[None]:
         if isinstance(error, ValueError) and line == str(error):
             raise
         raise ValueError(
-            f"'{os.fspath(path)}' cannot be built from its files ({type(error).__name__}: {line}). "
+            f"'{os.fspath(path)}' cannot be built from its {files} ({type(error).__name__}: {line}). "
             "Check its configuration, or the keywords that were passed."
         ) from error
 

@@ -24,6 +24,16 @@ from pico_hf.hub.fingerprint import encoder_fingerprint
 from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
 from pico_hf.hub.tensors import checked_tensors
 
+_STATISTICS = (
+    "vision",
+    "text",
+    "semantic_probability",
+    "log_total_gain",
+    "performance",
+    "image_basis",
+    "text_basis",
+)
+
 
 def _fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
     return encoder_fingerprint(encoder, projection_parameters(encoder))
@@ -66,6 +76,9 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
     Raises:
         ValueError: If `num_prototypes` is not in [1, D].
     """
+
+    # What is loaded in fp32 whatever the model's type; counts and flags keep their own types.
+    exact_buffers = tuple(f"prototypes.{name}" for name in _STATISTICS)
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ def safe_options(options: dict[str, Any]) -> dict[str, Any]:
 def _raw_config(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
     given = {key: options[key] for key in HUB_OPTIONS if key in options}
     refuse_missing(path)
-    with plain_errors(path), plain_build(path):
+    with plain_errors(path), plain_build(path, "config.json"):
         config = PreTrainedConfig.get_config_dict(os.fspath(path), **given)[0]
     if not isinstance(config, dict):
         raise ValueError(f"config.json of '{os.fspath(path)}' must hold a JSON object.")
