@@ -67,8 +67,8 @@ def plain_build(path: str | os.PathLike, files: str = "files") -> Iterator[None]
         if isinstance(error, ValueError) and line == str(error):
             raise
         raise ValueError(
-            f"'{os.fspath(path)}' cannot be built from its {files} ({type(error).__name__}: {line}). "
-            "Check its configuration, or the keywords that were passed."
+            f"'{os.fspath(path)}' cannot be built from its {files} ({type(error).__name__}: "
+            f"{line}). Check its configuration, or the keywords that were passed."
         ) from error
 
 
