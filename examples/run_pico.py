@@ -44,7 +44,7 @@ from pico_hf import (
 from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
 from pico_hf.cards.publishing import run_facts
 from pico_hf.cards.redaction import last_part
-from pico_hf.hub.adapter_files import import_peft
+from pico_hf.hub.adapter_rules import import_peft
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"

@@ -266,7 +266,7 @@ def edit(file: Path, **changes) -> None:
     [
         ("adapter_config.json", {"peft_type": "IA3"}, "`peft_type` 'LORA'"),
         ("adapter_config.json", {"megatron_core": "antigravity"}, "`megatron_core`"),
-        ("adapter_config.json", {"init_lora_weights": "pissa"}, "`init_lora_weights`"),
+        ("adapter_config.json", {"init_lora_weights": "corda"}, "`init_lora_weights`"),
         ("adapter_config.json", {"r": 7}, "must have the rank 7"),
         ("config.json", {"model_type": "clip"}, "must have the model_type 'pico'"),
         ("config.json", {"num_prototypes": 4}, r"prototypes of the shape \(4, 3\)"),
@@ -328,9 +328,17 @@ def test_a_missing_base_and_a_base_without_an_adapter_are_said(folder, base):
 
 
 def test_a_merged_model_beside_its_adapter_is_not_merged_again(folder):
-    PicoModel.from_pretrained(folder).save_pretrained(folder)
+    merged = PicoModel.from_pretrained(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config.json\)"):
+        merged.save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    merged.save_pretrained(folder.parent / "merged")
+    (folder.parent / "merged" / "model.safetensors").rename(folder / "model.safetensors")
     with pytest.raises(ValueError, match="a whole model and an adapter as well"):
         PicoModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"holds a whole model \(model.safetensors\)"):
+        save_adapter(adapted(), folder)
 
 
 def test_auto_model_merges_an_adapter_too(folder):

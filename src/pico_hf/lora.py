@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.check import dummy_batch
-from pico_hf.hub.adapter_files import CARRIED, import_peft
+from pico_hf.hub.adapter_files import CARRIED, writable_fields
 from pico_hf.hub.adapter_loading import load_adapter
+from pico_hf.hub.adapter_rules import import_peft
 from pico_hf.hub.loading import save_companions
+from pico_hf.hub.weights import refuse_mixture
 from pico_hf.modeling_pico import PicoModel
 
 if TYPE_CHECKING:
@@ -140,9 +142,14 @@ def save_adapter(peft_model: PeftModel, folder: str | os.PathLike) -> None:
     Args:
         peft_model: The adapter on its base.
         folder: Created if need be.
+
+    Raises:
+        ValueError: If the adapter could not be read back, or if the folder holds a whole model.
     """
+    writable_fields(peft_model)
+    refuse_mixture(folder, adapter=True)
     peft_model.save_pretrained(os.fspath(folder))
-    save_companions(peft_model.get_base_model(), folder)
+    save_companions(peft_model, folder)
 
 
 def _check_values(r: int, dropout: float) -> None:

@@ -39,7 +39,7 @@ class PicoPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False  # a contrastive loss is a mean over the batch, not over tokens
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = True
-    _keep_in_fp32_modules_strict = ("prototypes",)
+    _keep_in_fp32_modules_strict = PicoPrototypes.exact_buffers
     _set_gradient_checkpointing = checkpointing.set_gradient_checkpointing
     enable_input_require_grads = checkpointing.enable_input_require_grads
 

@@ -11,6 +11,7 @@ from transformers import TrainerState
 
 from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
 from pico_hf.cards.redaction import is_hub_id, last_part, public_name
+from pico_hf.hub.weights import is_sharded, remove_stale
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
 
@@ -32,6 +33,7 @@ def copy_model_files(checkpoint: Path, folder: Path) -> None:
     for path in sorted(checkpoint.iterdir()):
         if path.suffix in _PUBLISHED and path.name != "trainer_state.json":
             shutil.copy(path, folder / path.name)
+    remove_stale(folder, sharded=is_sharded(checkpoint))
 
 
 def write_run_card(

@@ -15,10 +15,12 @@ from pico_hf.encoders.table import ENCODERS, architecture, encoder_class, table_
 from pico_hf.encoders.tokens import (
     apply_steps,
     encoder_spec,
+    image_hidden_states,
     image_output,
     last_hidden_state,
     prefix_length,
     projection_parameters,
+    text_hidden_states,
     text_output,
     tower_config,
 )
@@ -78,30 +80,60 @@ def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, 
     return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)
 
 
-def load_encoder(
-    path: str | os.PathLike, config: Mapping[str, Any], **options: Any
-) -> PreTrainedModel:
-    """Loads a dual encoder in eval mode, and refuses one whose projections are missing.
+def load_encoder(path: str | os.PathLike, config: Mapping[str, Any], **options: Any) -> Any:
+    """Loads a dual encoder in eval mode, and refuses one that lacks weights of its features.
 
     Args:
         path: Folder or Hub repository.
         config: Its raw config.json.
         options: See `PreTrainedModel.from_pretrained`.
 
+    Returns:
+        The encoder; with `output_loading_info=True` also what transformers says of loading it.
+
     Raises:
-        ValueError: If the checkpoint lacks weights of the projections. That of a captioning model,
-            say, would be completed by random ones.
+        ValueError: If the checkpoint lacks weights that token features depend on. That of a
+            captioning model, say, would be completed by random ones.
     """
     chosen = encoder_class(config.get("model_type", ""), config.get("architectures"))
+    asked = options.pop("output_loading_info", False)
     encoder, info = chosen.from_pretrained(path, **options, output_loading_info=True)
+    encoder.eval()
     known = architecture(encoder) in ENCODERS
-    if known and (lost := sorted(set(projection_parameters(encoder)) & info["missing_keys"])):
-        raise ValueError(
-            f"`{path}` must hold a whole {type(encoder).__name__}, but lacks {', '.join(lost)}; "
-            f"its config names {config.get('architectures')}. Take a checkpoint of a dual encoder, "
-            "or load the encoder yourself and wrap it with `PicoModel.from_encoder`."
-        )
-    return encoder.eval()
+    if known and info["missing_keys"]:
+        lost = sorted(_parameters_of_features(encoder) & set(info["missing_keys"]))
+        if lost:
+            raise ValueError(
+                f"`{path}` must hold a whole {type(encoder).__name__}, but lacks "
+                f"{', '.join(lost[:5])}{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}; "
+                f"its config names {config.get('architectures')}. Take a checkpoint of a dual "
+                "encoder, or load the encoder yourself and wrap it with `PicoModel.from_encoder`."
+            )
+    return (encoder, info) if asked else encoder
+
+
+def _parameters_of_features(encoder: PreTrainedModel) -> set[str]:
+    """Names of the parameters that the features of tokens depend on: projections and towers."""
+    images, texts = dummy_batch(encoder)
+    parameters = {
+        name: value for name, value in encoder.named_parameters() if value.is_floating_point()
+    }
+    wanted = {name: value.requires_grad for name, value in parameters.items()}
+    try:
+        encoder.requires_grad_(True)
+        with torch.enable_grad():
+            total = (
+                image_hidden_states(encoder, **images).features.float().square().sum()
+                + text_hidden_states(encoder, **texts).features.float().square().sum()
+            )
+        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    finally:
+        for name, value in parameters.items():
+            value.requires_grad_(wanted[name])
+    reached = {
+        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None
+    }
+    return reached | set(projection_parameters(encoder))
 
 
 def _check_modules(encoder: PreTrainedModel, steps: tuple[Step, ...]) -> None:

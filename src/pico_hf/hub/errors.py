@@ -1,4 +1,4 @@
-"""Turns the errors of the Hub's client into one line that says what to do."""
+"""Turns errors of the Hub's client, and of what reads files, into one line that says what to do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 
 @contextmanager
@@ -39,6 +42,57 @@ def plain_errors(repository: str | os.PathLike) -> Iterator[None]:
         if refused is None and line == str(error):
             raise
         raise OSError(line) from error
+
+
+@contextmanager
+def plain_build(path: str | os.PathLike, files: str = "files") -> Iterator[None]:
+    """Turns whatever is raised when a model is built from files into one line.
+
+    A value of the wrong type in a configuration is noticed wherever it is used first, as any kind
+    of error of transformers or peft. Those of memory and missing packages stay what they are.
+
+    Args:
+        path: What is read, for the message.
+        files: What of it is read.
+
+    Raises:
+        ValueError: For an error that says nothing of its file, or in several lines.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        if isinstance(error, ValueError) and line == str(error):
+            raise
+        raise ValueError(
+            f"'{os.fspath(path)}' cannot be built from its {files} ({type(error).__name__}: "
+            f"{line}). Check its configuration, or the keywords that were passed."
+        ) from error
+
+
+def refuse_missing(path: str | os.PathLike) -> None:
+    """Refuses what can only be a folder that is not there, before the Hub is asked for it.
+
+    Args:
+        path: A folder or repository that is to be read.
+
+    Raises:
+        OSError: If there is no such folder, or if it is a file.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        return
+    if os.path.isfile(name):
+        raise OSError(f"'{name}' is a file, not a folder. Pass the folder that holds it.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise OSError(
+            f"The folder '{name[:200]}' does not exist, and no Hub repository can have that name. "
+            "Check the path."
+        ) from None
 
 
 def _http_error(error: BaseException | None) -> HfHubHTTPError | None:

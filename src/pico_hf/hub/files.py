@@ -5,21 +5,16 @@ Only safetensors are read: a pickle file can run code when it is opened.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from pico_hf.hub.errors import plain_errors
+from pico_hf.hub.errors import plain_errors, refuse_missing
 
 HUB_OPTIONS = (
     "cache_dir",
@@ -31,7 +26,6 @@ HUB_OPTIONS = (
 )
 _CONVERTER = "SFconvertbot"
 _PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def find_file(
@@ -52,6 +46,7 @@ def find_file(
     if os.path.isdir(path):
         local = Path(path) / (options.get("subfolder") or "") / name
         return local if local.is_file() else None
+    refuse_missing(path)
     given = {key: options[key] for key in HUB_OPTIONS if options.get(key) not in (None, "")}
     with plain_errors(path):
         try:
@@ -109,72 +104,6 @@ def converted_revision(path: str | os.PathLike, options: dict[str, Any]) -> str 
     return None
 
 
-def check_model_files(
-    path: str | os.PathLike, options: dict[str, Any], named: str | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Reads a model's weights once and checks them, before anything is built from them.
-
-    Args:
-        path: Folder or repository.
-        options: The caller's keywords (Hub options, `variant`).
-        named: The weights' file if the configuration names one itself.
-
-    Returns:
-        Name → shape.
-
-    Raises:
-        OSError: If there are no safetensors.
-        ValueError: If a file is cut short, differs from what the Hub announced, holds NaN, or if
-            a file outside of the folder is named.
-    """
-    variant = f".{options['variant']}" if options.get("variant") else ""
-    for name in (
-        (named,)
-        if named
-        else (
-            f"model{variant}.safetensors",
-            f"model.safetensors.index{variant}.json",
-        )
-    ):
-        _check_name(name, "config.json", (".safetensors", ".safetensors.index.json", ".json"))
-        found = find_file(path, name, options)
-        if found is not None:
-            break
-    else:
-        refuse_pickle(path, named or f"model{variant}.safetensors")
-    if found.suffix == ".safetensors":
-        return check_safetensors(found)
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in _shards(found):
-        shard = find_file(path, name, options)
-        if shard is None:
-            raise OSError(f"'{os.fspath(path)}' lacks {name}, which {found.name} names.")
-        shapes |= check_safetensors(shard)
-    return shapes
-
-
-def _shards(index: Path) -> list[str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index.name} must have a `weight_map` from weights to files.")
-    for name in weight_map.values():
-        _check_name(name, index.name, (".safetensors",))
-    return sorted(set(weight_map.values()))
-
-
-def _check_name(name: Any, origin: str, suffixes: tuple[str, ...]) -> None:
-    """Refuses a file name that leads out of the model's folder, on any system."""
-    if isinstance(name, str) and name.endswith(suffixes):
-        windows, posix = PureWindowsPath(name), PurePosixPath(name)
-        inside = not windows.anchor and not posix.anchor
-        if inside and ".." not in {*windows.parts, *posix.parts}:
-            return
-    raise ValueError(
-        f"{origin} names the weights' file {name!r}, which is not a safetensors file inside the "
-        "model's own folder. Do not trust this repository."
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
@@ -183,63 +112,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not valid JSON ({error}). Download it again.") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no UTF-8, no JSON, huge numbers
+        raise ValueError(
+            f"{path.name} is not valid JSON ({' '.join(str(error).split())}). Download it again."
+        ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}.")
     return values
 
 
-def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a safetensors file that passes all checks of `checked_tensors`.
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object beside its place and moves it there.
 
     Args:
-        path: The file.
+        path: The file, replaced if it exists.
+        values: The object.
     """
-    return {name: tuple(tensor.shape) for name, tensor in checked_tensors(path)}
-
-
-def checked_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Reads a safetensors file once, tensor by tensor, and refuses one that cannot be right.
-
-    The Hub's cache keeps a large file under its SHA-256, which the client never checks: it is
-    computed from the same reading, so a file that differs is refused after the last tensor.
-
-    Args:
-        path: The file.
-
-    Yields:
-        Name and tensor.
-
-    Raises:
-        ValueError: If the file is cut short, holds NaN, or differs from what the Hub announced.
-    """
-    blob = path.resolve()
-    announced = blob.name if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) else None
-    digest = hashlib.sha256(_header(path) if announced else b"")
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.offset_keys():  # in the order of the file, which has no gaps
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-                    raise ValueError(f"`{name}` in {path.name} contains NaN; nothing was loaded.")
-                if announced:
-                    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-                yield name, tensor
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path.name} is not a whole safetensors file ({error}). Download or save it again."
-        ) from error
-    if announced and digest.hexdigest() != announced:
-        raise ValueError(
-            f"{path.name} is not what the Hub announced (SHA-256 {digest.hexdigest()[:12]}… "
-            f"instead of {announced[:12]}…). Download it again with `force_download=True`."
-        )
-
-
-def _header(path: Path) -> bytes:
-    """The bytes of a safetensors file before the first tensor: a length and that much JSON."""
-    with path.open("rb") as file:
-        length = file.read(8)
-        size = min(int.from_bytes(length, "little"), path.stat().st_size)
-        return length + file.read(size)
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    beside.replace(path)

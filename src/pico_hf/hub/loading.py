@@ -19,13 +19,16 @@ from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder
 from pico_hf.encoders.table import ENCODERS, architecture
 from pico_hf.encoders.tokens import logit_scale
-from pico_hf.hub.adapter_files import has_adapter
+from pico_hf.hub.adapter_files import base_model, has_adapter, write_fields
 from pico_hf.hub.adapter_loading import merge_adapter
-from pico_hf.hub.errors import plain_errors
+from pico_hf.hub.adapter_rules import CONFIG_FILE as ADAPTER_CONFIG
+from pico_hf.hub.adapter_rules import names_of
+from pico_hf.hub.errors import plain_build, plain_errors
 from pico_hf.hub.files import NoSafetensorsError, converted_revision
 from pico_hf.hub.prototype_files import PicoPrototypes, save_prototypes
 from pico_hf.hub.remote_code import write_modules
 from pico_hf.hub.source import check_source, safe_options
+from pico_hf.hub.weights import refuse_mixture, remove_stale
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def load_model(
     *args: Any,
     prototypes: str | os.PathLike | PicoPrototypes | None = None,
     base: str | os.PathLike | PreTrainedModel | None = None,
+    adapters: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
     """Loads a Pico model, wraps another dual encoder, or merges an adapter, whichever is there.
@@ -60,29 +64,34 @@ def load_model(
         args: Of `PreTrainedModel.from_pretrained`.
         prototypes: See `PicoModel.from_pretrained`.
         base: See `PicoModel.from_pretrained`.
+        adapters: Adapters whose base this is.
         options: See `PicoModel.from_pretrained`.
     """
     path = _unwrap_auto(options) or path
     if prototypes is not None and not isinstance(prototypes, PicoPrototypes):
         shared = {key: options[key] for key in SHARED_HUB_OPTIONS if key in options}
         prototypes = PicoPrototypes.from_pretrained(prototypes, **shared)
-    source = {} if path is None else _checked(path, options)
-    foreign = source.get("model_type") not in (None, PicoConfig.model_type)
+    source = {} if path is None else _checked(path, options, prototypes is not None)
     if base is not None and source is not _ADAPTER:
         raise ValueError(f"`base` is for adapters, which '{path}' is not. Leave it out.")
-    with plain_errors(path or ""):
+    asked = options.pop("output_loading_info", False)
+    with plain_errors(path or ""), plain_build(path or ""):
         if source is _ADAPTER:
-            model = merge_adapter(model_class, path, base=base, **options)
-        elif foreign and options.get("config") is None and not args:
+            model = merge_adapter(model_class, path, base=base, adapters=adapters, **options)
+            info: dict[str, Any] = {}  # its weights are exactly those of the file
+        elif _is_foreign(source) and options.get("config") is None and not args:
             pico, rest = split_config_kwargs(options)
-            encoder = load_encoder(path, source, **safe_options(rest))
+            told = {**safe_options(rest), "output_loading_info": True}
+            encoder, info = load_encoder(path, source, **told)
             model = model_class.from_encoder(encoder, **pico)
         else:
             options.pop("fallback_projection", None)  # a saved Pico model knows what it has
-            model = load_stock(path, *args, **safe_options(options))
+            told = {**safe_options(options), "output_loading_info": True}
+            model, info = load_stock(path, *args, **told)
+            _refuse_missing_weights(path, model, info)
     if prototypes is not None:
         model.adopt_prototypes(prototypes)
-    return model
+    return (model, _loading_info(info)) if asked else model
 
 
 def wrap_encoder(
@@ -173,8 +182,10 @@ def save_model(
     """
     hub = {key: options.pop(key) for key in HUB_ARGUMENTS if push_to_hub and key in options}
     options.setdefault("save_original_format", False)
+    refuse_mixture(folder, adapter=False)
     save_stock(folder, **options)
     if options.get("is_main_process", True):
+        remove_stale(folder, options.get("variant"))
         save_prototypes(model, folder)
         if model._auto_class is not None:
             write_modules(folder)
@@ -182,16 +193,46 @@ def save_model(
         model.push_to_hub(hub.pop("repo_id", Path(folder).name), **hub)
 
 
-def save_companions(model: Any, folder: str | os.PathLike) -> None:
+def save_companions(peft_model: Any, folder: str | os.PathLike) -> None:
     """Saves what peft does not: prototypes and configuration, so that the base can be rebuilt.
 
     Args:
-        model: The Pico model inside the peft model.
-        folder: Where the adapter was saved.
+        peft_model: The adapter on its base.
+        folder: Where peft has saved the adapter.
     """
+    model = base_model(peft_model)
+    if model is not peft_model:
+        write_fields(peft_model, folder)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     save_prototypes(model, folder)
+
+
+def _is_foreign(source: dict[str, Any]) -> bool:
+    return source.get("model_type") not in (None, PicoConfig.model_type)
+
+
+def _refuse_missing_weights(path: Any, model: Any, info: dict[str, Any]) -> None:
+    """Raises ValueError for a model whose files lack weights: they would be random ones.
+
+    Prototypes that were not saved at all are those before any refinement, and so are the bases of
+    canonical columns: nothing of them is random.
+    """
+    own = {name for name in model.state_dict() if name.startswith("prototypes.")}
+    bases = {"prototypes.image_basis", "prototypes.text_basis"}
+    lost = set(info["missing_keys"])
+    lost -= own if own <= lost else bases
+    if lost:
+        raise ValueError(
+            f"'{path}' must hold a whole {type(model).__name__}, but lacks {names_of(lost)}. "
+            "Download or save the model again."
+        )
+
+
+def _loading_info(info: dict[str, Any]) -> dict[str, Any]:
+    """What `output_loading_info=True` gives, with an entry for everything."""
+    names = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return {**{name: set() for name in names}, "error_msgs": [], **info}
 
 
 def _unwrap_auto(options: dict[str, Any]) -> str | None:
@@ -209,14 +250,15 @@ def _unwrap_auto(options: dict[str, Any]) -> str | None:
     return path
 
 
-def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
+def _checked(path: str | os.PathLike, options: dict[str, Any], chosen: bool) -> dict[str, Any]:
     """Reads the configuration; sets `revision` to the bot's conversion if there is nothing else."""
     try:
-        source = check_source(path, options)
-        if source.get("model_type") == PicoConfig.model_type and has_adapter(path, options):
+        source = check_source(path, options, chosen)
+        if has_adapter(path, options):
             raise ValueError(  # transformers would put the one onto the other: twice, if merged
-                f"'{os.fspath(path)}' holds a whole model and an adapter as well. Keep them in "
-                "folders of their own."
+                f"'{os.fspath(path)}' holds a whole model and an adapter as well "
+                f"({ADAPTER_CONFIG} beside config.json and its weights). Keep them in folders of "
+                "their own."
             )
         return source
     except NoSafetensorsError:
@@ -226,4 +268,4 @@ def _checked(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]
         if revision is None:
             raise
         options["revision"] = revision
-        return check_source(path, options)
+        return check_source(path, options, chosen)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
+from pico_hf.hub.prototype_values import WEIGHTS_FILE, check_values
 
-WEIGHTS_FILE = "prototypes.safetensors"
 FACTS_FILE = "prototypes.json"
 
 
@@ -52,12 +51,4 @@ def check_buffers(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
                 f"`{name}` in {WEIGHTS_FILE} must have the shape {shape} of {FACTS_FILE}, got "
                 f"{tuple(buffers[name].shape)}."
             )
-        if not bool(torch.isfinite(buffers[name]).all()):
-            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be finite.")
-    for name in expected.keys() & {"image_basis", "text_basis"}:
-        basis = buffers[name].double()
-        if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
-            raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
-    probability = buffers["semantic_probability"]
-    if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
-        raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")
+    check_values(buffers, WEIGHTS_FILE)

@@ -19,9 +19,20 @@ from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.encoders.tokens import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
-from pico_hf.hub.files import checked_tensors, find_file, read_json, refuse_pickle
+from pico_hf.hub.files import find_file, read_json, refuse_pickle
 from pico_hf.hub.fingerprint import encoder_fingerprint
 from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
+from pico_hf.hub.tensors import checked_tensors
+
+_STATISTICS = (
+    "vision",
+    "text",
+    "semantic_probability",
+    "log_total_gain",
+    "performance",
+    "image_basis",
+    "text_basis",
+)
 
 
 def _fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
@@ -65,6 +76,9 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
     Raises:
         ValueError: If `num_prototypes` is not in [1, D].
     """
+
+    # What is loaded in fp32 whatever the model's type; counts and flags keep their own types.
+    exact_buffers = tuple(f"prototypes.{name}" for name in _STATISTICS)
 
     def __init__(
         self,

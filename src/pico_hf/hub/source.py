@@ -9,16 +9,22 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pico_hf.configuration_pico import PicoConfig
-from pico_hf.hub.errors import plain_errors
-from pico_hf.hub.files import HUB_OPTIONS, check_model_files
+from pico_hf.hub.config_checks import check_config
+from pico_hf.hub.errors import plain_build, plain_errors, refuse_missing
+from pico_hf.hub.files import HUB_OPTIONS, find_file
+from pico_hf.hub.prototype_values import WEIGHTS_FILE, check_values, refuse_stale
+from pico_hf.hub.weights import Stored, read_model_files
 
 
-def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
+def check_source(
+    path: str | os.PathLike, options: dict[str, Any], chosen: bool = False
+) -> dict[str, Any]:
     """Checks a folder or repository before anything is built from it.
 
     Args:
         path: Folder or repository.
         options: The caller's keywords.
+        chosen: True if the caller says which prototypes are meant.
 
     Returns:
         Its raw configuration.
@@ -34,8 +40,9 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, 
             f"'{os.fspath(path)}' has no config.json, so it holds no model. Check the path."
         )
     model_type = config.get("model_type")
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     remote = options.get("trust_remote_code") and "auto_map" in config
-    if model_type not in CONFIG_MAPPING and not remote:
+    if not known and not remote:
         raise ValueError(
             f"config.json of '{os.fspath(path)}' has model_type {model_type!r}, which is not known "
             "here. Import the module that registers it with `AutoConfig.register`, upgrade "
@@ -46,25 +53,32 @@ def check_source(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, 
             "`use_safetensors` must not be False: pickle files can run code and are never read "
             "here. Convert them once with `AutoModel.from_pretrained(…).save_pretrained(folder)`."
         )
-    shapes = check_model_files(path, options, config.get("transformers_weights"))
+    stored = read_model_files(path, options, config.get("transformers_weights"))
     if model_type == PicoConfig.model_type:
-        _check_prototypes({**config, **options}, shapes)
+        _check_prototypes({**config, **options}, stored)
+        if not chosen and os.path.isdir(path):  # a repository gets both in one commit
+            beside = find_file(path, WEIGHTS_FILE, options)
+            refuse_stale(beside, stored.prototypes, stored.file)
+    if known:
+        check_config(path, config, stored.shapes)
     return config
 
 
-def _check_prototypes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
     expected = (config.get("num_prototypes"), config.get("probe_size"))
-    for name in ("prototypes.vision", "prototypes.text"):
-        if None not in expected and shapes.get(name, expected) != expected:
+    for name in ("vision", "text"):
+        found = tuple(stored.prototypes[name].shape) if name in stored.prototypes else expected
+        if None not in expected and found != expected:
             raise ValueError(
-                f"`{name}` in the weights has the shape {shapes[name]}, but (`num_prototypes`, "
+                f"`prototypes.{name}` in the weights has the shape {found}, but (`num_prototypes`, "
                 f"`probe_size`) are {expected}. Load the model with the values it was saved with."
             )
-    if "prototypes.image_basis" in shapes and config.get("estimator", "canonical") != "canonical":
+    if "image_basis" in stored.prototypes and config.get("estimator", "canonical") != "canonical":
         raise ValueError(
             f"`estimator` is {config['estimator']!r}, but the weights were saved with "
             "'canonical': their columns are not the encoder columns. Load the model with that."
         )
+    check_values(stored.prototypes, stored.file)
 
 
 def safe_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -79,5 +93,9 @@ def safe_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _raw_config(path: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
     given = {key: options[key] for key in HUB_OPTIONS if key in options}
-    with plain_errors(path):
-        return PreTrainedConfig.get_config_dict(os.fspath(path), **given)[0]
+    refuse_missing(path)
+    with plain_errors(path), plain_build(path, "config.json"):
+        config = PreTrainedConfig.get_config_dict(os.fspath(path), **given)[0]
+    if not isinstance(config, dict):
+        raise ValueError(f"config.json of '{os.fspath(path)}' must hold a JSON object.")
+    return config

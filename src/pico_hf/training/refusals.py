@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pico_hf.hub.adapter_files import CARRIED, base_model
+from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
 
@@ -105,7 +105,7 @@ def check_arguments(args: Any) -> None:
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:
-    """Refuses what is no Pico model, and an adapter that would lose its prototypes.
+    """Refuses what is no Pico model, and an adapter that would be lost or lose its prototypes.
 
     Raises:
         ValueError: See above.
@@ -116,8 +116,10 @@ def check_model(model: Any, args: PicoTrainingArguments) -> None:
             f"`model` must be a PicoModel, got {type(model).__name__}. Pass "
             "`PicoModel.from_encoder(model)`, or a model that `PicoModel.from_pretrained` gives."
         )
-    if pico is not model and args.refine_prototypes:
-        _check_adapter(pico)
+    if pico is not model:
+        writable_fields(model)  # what could not be read back is not trained
+        if args.refine_prototypes:
+            _check_adapter(pico)
 
 
 def _check_adapter(pico: nn.Module) -> None:

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.hub.adapter_files import base_model
-from pico_hf.hub.adapter_loading import check_weights
-from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
+from pico_hf.hub.weights import refuse_mixture
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
+from pico_hf.training.checkpoint_files import check_checkpoint
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
@@ -149,6 +148,7 @@ class PicoTrainer(Trainer):
 
         `ignore_keys_for_eval` has no effect, since an evaluation keeps no outputs of batches.
         """
+        refuse_mixture(self.args.output_dir, adapter=self.pico_model is not self.model)
         self.args = fit_to_splits(self.args, self.train_dataset, self.eval_dataset)
         if self.train_dataset is not None:
             self._fit_probe(self.pico_model)
@@ -274,20 +274,18 @@ class PicoTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Refuses damaged weights before the live model changes."""
-        adapted = self.pico_model is not self.model
-        for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
-            if adapted and file.name == ADAPTER_SAFE_WEIGHTS_NAME:
-                check_weights(self.model, checked_tensors(file))
-            else:
-                check_safetensors(file)
+        """Refuses damaged or incomplete weights before the live model changes."""
+        live, adapted = self.accelerator.unwrap_model(self.model), self.pico_model is not self.model
+        check_checkpoint(resume_from_checkpoint, live, adapted=adapted)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Adds to a saved adapter what peft does not know: prototypes and configuration."""
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.pico_model is not self.model:
-            save_companions(self.pico_model, output_dir or self.args.output_dir)
+            save_companions(
+                self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
+            )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Adds prototypes, model card and plots of this very moment to the pushed folder first."""

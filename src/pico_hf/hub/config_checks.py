@@ -1,0 +1,99 @@
+"""Compares a configuration with the weights it came with, before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers.initialization import no_init_weights
+
+from pico_hf.configuration_pico import PicoConfig
+from pico_hf.encoders.table import encoder_class
+from pico_hf.hub.errors import plain_build
+
+# Far more than any tower has; what a stranger's file says beyond that is no label or layer.
+_MOST_LABELS = 100_000
+_DEEPEST = 64
+# Heads that a checkpoint lacks are small beside the towers that it has.
+_SLACK, _SPARE = 2, 10_000_000
+_PACKED = 16  # 2-bit numbers in 32-bit words
+
+
+def check_config(
+    path: str | os.PathLike, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuses a configuration that no model can have, or that the weights do not bear out.
+
+    Args:
+        path: What is read, for the message.
+        raw: The content of config.json.
+        shapes: Name → shape of the weights.
+
+    Raises:
+        ValueError: If a value has the wrong type, or if the model would be far larger than what the
+            files hold.
+    """
+    for key, value in _numbers(raw):
+        limit = _limit(key, shapes)
+        if limit is not None and value > limit:
+            raise ValueError(
+                f"`{key}` in config.json of '{os.fspath(path)}' is {value}, but its weights have "
+                f"room for {limit} at most. Do not trust this file, or save the model again."
+            )
+    with plain_build(path, "config.json"):
+        needed = _parameters(raw)
+    held = sum(math.prod(shape) for shape in shapes.values())
+    held *= _PACKED if raw.get("quantization_config") else _SLACK
+    if needed > held + _SPARE:
+        raise ValueError(
+            f"config.json of '{os.fspath(path)}' describes a model of {needed} numbers, but its "
+            f"files hold {sum(math.prod(shape) for shape in shapes.values())}. Do not trust this "
+            "file, or save the model again."
+        )
+
+
+def _limit(key: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The largest number that a key may have: what it says is counted one by one in Python."""
+    if key == "num_labels":
+        return _MOST_LABELS
+    if "layers" in key or key.startswith(("depth", "num_block")):
+        return len(shapes)
+    return None
+
+
+def _parameters(raw: Mapping[str, Any]) -> int:
+    """How many numbers the described encoder has, found without memory for them."""
+    config = described(raw)
+    encoder: Any = config.encoder_config if isinstance(config, PicoConfig) else config
+    chosen: Any = encoder_class(encoder.model_type, encoder.architectures)
+    build = AutoModel.from_config if chosen is AutoModel else chosen._from_config
+    with torch.device("meta"), no_init_weights():
+        return sum(parameter.numel() for parameter in build(encoder).parameters())
+
+
+def described(raw: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration that a config.json describes; any error if there is none.
+
+    Args:
+        raw: Its content.
+    """
+    values = {name: value for name, value in raw.items() if name != "model_type"}
+    return AutoConfig.for_model(raw["model_type"], **values)
+
+
+def _numbers(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, int | float]]:
+    """Every number of a configuration with its key, those in lists with that of the list."""
+    if depth > _DEEPEST:
+        raise ValueError("config.json is nested too deeply. Do not trust this file.")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, str(name), depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key, depth + 1)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
