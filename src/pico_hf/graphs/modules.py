@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pico_hf.encoders.check import dummy_batch
 from pico_hf.encoders.tokens import encoder_spec
 
 OUTPUTS = ("tokens", "mask")
@@ -79,8 +80,9 @@ def check_graphable(model: Any) -> None:
     """
     if encoder_spec(model.encoder).image.real_patches:
         raise ValueError(
-            f"{type(model.encoder).__name__} resizes its position embeddings for every image, which "
-            "no graph can. Take a checkpoint of fixed size, such as google/siglip2-base-patch16-224."
+            f"{type(model.encoder).__name__} resizes its position embeddings for every image, "
+            "which no graph can. Take a checkpoint whose images have a fixed size, such as "
+            "google/siglip2-base-patch16-224."
         )
 
 
@@ -90,8 +92,6 @@ def example_inputs(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     Args:
         model: A [`PicoModel`].
     """
-    from pico_hf.encoders.check import dummy_batch
-
     images, texts = dummy_batch(model.encoder)
     if not attends_to_padding(model):
         texts["attention_mask"] = torch.ones_like(texts["input_ids"])

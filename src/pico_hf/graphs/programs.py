@@ -45,7 +45,7 @@ def export_programs(model: Any) -> Programs:
     images, texts = example_inputs(model)
     positions = text_lengths(model.encoder.config)[1]
     batch, length = Dim("batch"), Dim("length", max=positions) if positions else Dim("length")
-    with _evaluating(model):
+    with evaluating(model):
         return Programs(
             _program(ImageGraph(model), images, {0: batch}),
             _program(TextGraph(model), texts, {0: batch, 1: length}),
@@ -53,12 +53,17 @@ def export_programs(model: Any) -> Programs:
 
 
 def _program(graph: nn.Module, inputs: dict[str, Tensor], axes: dict[int, Any]) -> ExportedProgram:
-    shapes = {name: axes for name in inputs}
+    shapes = dict.fromkeys(inputs, axes)
     return torch.export.export(graph.eval(), (), inputs, dynamic_shapes=shapes, strict=False)
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Lets a model compute without dropout and without gradients, and gives it back as it was.
+
+    Args:
+        model: A [`PicoModel`].
+    """
     training = model.training
     model.eval()
     try:
