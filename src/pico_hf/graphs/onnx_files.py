@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pico_hf.graphs import scores
 from pico_hf.graphs.modules import OUTPUTS, ImageGraph, TextGraph, example_inputs
-from pico_hf.graphs.programs import evaluating, export_programs
+from pico_hf.graphs.programs import evaluating, export_programs, plain_attention
 from pico_hf.hub.new_folder import new_folder
 
 IMAGE_FILE, TEXT_FILE, SCORES_FILE = "image.onnx", "text.onnx", "late_interaction.py"
@@ -64,7 +64,8 @@ def export_onnx(model: Any, folder: str | os.PathLike) -> None:
             "`PicoModel.from_pretrained(..., dtype=torch.float32)`."
         )
     with new_folder(folder) as new:
-        programs = export_programs(model)
+        with plain_attention(model):
+            programs = export_programs(model)
         about = {
             "scale": str(math.exp(model.logit_scale.item())),
             "bias": str(model.logit_bias.item()),
@@ -153,15 +154,17 @@ def _forget_origin(graph: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's remarks on packages and names that do not matter here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _three(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

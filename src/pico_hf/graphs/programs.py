@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from transformers import PreTrainedConfig
 
 from pico_hf.encoders.table import text_lengths
 from pico_hf.graphs.modules import ImageGraph, TextGraph, check_graphable, example_inputs
@@ -54,6 +55,9 @@ def export_programs(model: Any) -> Programs:
 
 def _program(graph: nn.Module, inputs: dict[str, Tensor], axes: dict[int, Any]) -> ExportedProgram:
     shapes = dict.fromkeys(inputs, axes)
+    graph(
+        **inputs
+    )  # what is asked once and kept, such as whether columns are rotated, is known now
     return torch.export.export(graph.eval(), (), inputs, dynamic_shapes=shapes, strict=False)
 
 
@@ -71,3 +75,22 @@ def evaluating(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Lets all towers attend by plain products and a softmax, which every exporter knows.
+
+    Args:
+        model: A [`PicoModel`], which gets its own kinds of attention back.
+    """
+    held = (getattr(module, "config", None) for module in model.encoder.modules())
+    configs = {id(config): config for config in held if isinstance(config, PreTrainedConfig)}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
