@@ -20,7 +20,7 @@ from pico_hf.graphs.scores import late_interaction
 from reference import similarity_loop
 from test_import_order import imported
 from tiny import tiny_encoder, tiny_inputs, tiny_processor
-from tiny_encoders import BUILDERS
+from tiny_encoders import BUILDERS, one_layer
 
 FAST = ["clip", "siglip", "vit+bert"]
 NO_GRAPH = ["siglip2"]  # resizes its position embeddings for every image
@@ -30,7 +30,8 @@ TOLERANCE = 1e-5
 
 def made(name: str) -> PicoModel:
     """A model with rotated columns of unlike weights."""
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3).eval()
+    encoder = one_layer(tiny_encoder(name)) if name in FAST else tiny_encoder(name)
+    model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3).eval()
     columns = model.column_weights.numel()
     bases = [torch.linalg.qr(torch.randn(columns, columns))[0] for _ in range(2)]
     model.prototypes.commit(
