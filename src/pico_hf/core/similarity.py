@@ -64,10 +64,10 @@ def similarity(
     _check_widths(images, texts, column_weights)
     sides = images.features, images.mask, texts.features, texts.mask
     weights = None if column_weights is None else column_weights.detach()
-    if torch.compiler.is_exporting():
-        return _all_products(*sides, weights)
     if torch.compiler.is_compiling():
-        return torch.ops.pico_hf.late_interaction(*sides, weights)
+        exporting = torch.compiler.is_exporting()
+        score = _all_products if exporting else torch.ops.pico_hf.late_interaction
+        return score(*sides, weights)
     _check_tokens(images, texts)
     features = images.features.contiguous(), texts.features.contiguous()
     if fused_interaction.applies(*features):
