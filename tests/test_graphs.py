@@ -76,14 +76,22 @@ def assert_same(model: PicoModel, name: str, image, text) -> None:
         torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", FAST)
+def slow(names: list[str]) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+# The fast ones of others are checked where ONNX files are made of them.
+@pytest.mark.parametrize("name", [FAST[0], *slow(FAST[1:])])
 def test_programs_give_what_the_model_gives(name):
     model = made(name).train()
-    image, text = export_programs(model)
+    programs = export_programs(model)
     assert model.training
-    model.eval()
-    program = {"image": image.module(), "text": text.module()}
-    assert_same(model, name, lambda x: program["image"](**x), lambda x: program["text"](**x))
+    assert_programs_are_same(model.eval(), name, programs)
+
+
+def assert_programs_are_same(model: PicoModel, name: str, programs: Programs) -> None:
+    image, text = (program.module() for program in programs)
+    assert_same(model, name, lambda x: image(**x), lambda x: text(**x))
 
 
 def assert_files_are_same(model: PicoModel, name: str, target: Path) -> None:
@@ -146,12 +154,16 @@ def test_a_file_holds_one_side_no_local_path_and_what_makes_logits(commanded):
 
 @pytest.mark.parametrize(
     "name",
-    [*FAST[1:], *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
+    [*FAST[1:], *slow(SLOW)],
 )
-def test_onnx_files_give_what_the_model_gives(name, tmp_path):
+def test_onnx_files_and_their_programs_give_what_the_model_gives(name, tmp_path, monkeypatch):
     needs_onnx()
-    model = made(name)
+    model, made_of = made(name), []
+    monkeypatch.setattr(
+        onnx_files, "export_programs", lambda m: made_of.append(export_programs(m)) or made_of[0]
+    )
     export_onnx(model, tmp_path / "onnx")
+    assert_programs_are_same(model, name, made_of[0])
     assert_files_are_same(model, name, tmp_path / "onnx")
 
 
