@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import transformers as hf
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 SMALL = {
@@ -141,3 +142,14 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "clip-vision+bert": _pair(lambda: hf.CLIPVisionConfig(**VISION)),
 }
+
+
+def one_layer(encoder: PreTrainedModel) -> PreTrainedModel:
+    """Cuts both towers of an encoder to one layer, in place: tracing takes half the time."""
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if name in ("layer", "layers") and isinstance(child, nn.ModuleList):
+                module.set_submodule(name, child[:1])
+        if hasattr(getattr(module, "config", None), "num_hidden_layers"):
+            module.config.num_hidden_layers = 1
+    return encoder

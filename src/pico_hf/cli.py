@@ -8,12 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pico_hf.export import check_target, export_encoder, export_processor
+from pico_hf.graphs.onnx_files import check_installed, export_onnx
+from pico_hf.hub.new_folder import new_folder
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import cache_entries, clear_cache, default_cache_dir
 
 _EXPORT = """Writes the plain encoder of a Pico model or LoRA adapter, and its processor if there is
-one. Lost are the late interaction, the trained scale and, without --fold, the column weights."""
+one. Lost are the late interaction, the trained scale and, without --fold, the column weights.
+With --format onnx nothing is lost: the graphs of images and of texts give weighted tokens, and
+late_interaction.py beside them scores those in numpy."""
 _FOLD = """fold the column weights into the last linear projections: dot products of features as the
 projections give them are the weighted ones then; cosines are only up to the features' lengths"""
 
@@ -32,26 +38,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"pico-hf: {error}")
 
 
-def export(source: str, target: str, *, fold: bool = False, base: str | None = None) -> None:
-    """Writes the plain encoder of a model, and its processor if there is one.
+def export(
+    source: str,
+    target: str,
+    *,
+    format: str = "encoder",
+    fold: bool = False,
+    base: str | None = None,
+) -> None:
+    """Writes the plain encoder of a model or its ONNX graphs, and its processor if there is one.
 
     Args:
         source: Folder or Hub repository of a Pico model or of an adapter.
-        target: Folder, created if need be.
-        fold: True folds the column weights into the projections.
+        target: Folder, created if need be. Nothing is there until all is written.
+        format: `"encoder"` or `"onnx"`.
+        fold: True folds the column weights into the encoder's projections; graphs always hold them.
         base: For an adapter: what it was trained on; None takes what it names.
 
     Raises:
+        ImportError: If ONNX is asked for and not installed.
         OSError: If the source cannot be read.
-        ValueError: If it is damaged, if its weights cannot be folded, or if the target is the
-            source or holds other files.
+        ValueError: If it is damaged, if its weights cannot be folded, if it has no graph, or if the
+            target is the source or holds other files.
     """
     check_target(source, target)
-    model: Any = PicoModel.from_pretrained(source, base=base)
-    export_encoder(model, target, fold=fold)
-    found = export_processor(source, target)
-    kind = "with the column weights folded in" if fold else "without the column weights"
-    print(f"{type(model.encoder).__name__} {kind}, {'and' if found else 'no'} processor: {target}")
+    graphs = format == "onnx"
+    if graphs:
+        check_installed()
+        if fold:
+            raise ValueError(
+                "`--fold` is for the plain encoder; ONNX graphs hold the column weights anyway. "
+                "Leave it out."
+            )
+    options: Any = {"dtype": torch.float32} if graphs else {}
+    model: Any = PicoModel.from_pretrained(source, base=base, **options)
+    with new_folder(target) as folder:
+        if graphs:
+            export_onnx(model, folder)
+        else:
+            export_encoder(model, folder, fold=fold)
+        found = export_processor(source, folder)
+    kind = "with the column weights folded in" if fold or graphs else "without the column weights"
+    what = "Graphs of images and of texts" if graphs else type(model.encoder).__name__
+    print(f"{what} {kind}, {'and' if found else 'no'} processor: {target}")
 
 
 def cache(folder: str | None = None, *, clear: str | None = None) -> None:
@@ -78,9 +107,14 @@ def cache(folder: str | None = None, *, clear: str | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pico-hf", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    plain = commands.add_parser("export", help="write the plain encoder", description=_EXPORT)
+    plain = commands.add_parser(
+        "export", help="write the plain encoder or ONNX graphs", description=_EXPORT
+    )
     plain.add_argument("source", help="folder or Hub repository of a Pico model or adapter")
-    plain.add_argument("target", help="folder for the plain encoder")
+    plain.add_argument("target", help="folder that is written")
+    plain.add_argument(
+        "--format", choices=["encoder", "onnx"], default="encoder", help="default: encoder"
+    )
     plain.add_argument("--fold", action="store_true", help=_FOLD)
     plain.add_argument("--base", help="for an adapter that does not name its base")
     plain.set_defaults(command=export)

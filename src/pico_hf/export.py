@@ -27,6 +27,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from pico_hf.encoders.table import table_row
 from pico_hf.encoders.tokens import FALLBACK
 from pico_hf.hub.files import find_file
+from pico_hf.hub.new_folder import check_new
 from pico_hf.modeling_pico import PicoModel
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -81,13 +82,7 @@ def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:
                 f"`target` must not be the folder of the source, lie inside of it or hold it, got "
                 f"'{target}' for '{source}'. Choose another folder."
             )
-    if folder.is_file():
-        raise ValueError(f"`target` must be a folder, got the file '{target}'. Choose a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
-            f"`target` must be a new or an empty folder, got '{target}', which holds files that "
-            "would be replaced or mixed with the new ones. Choose another folder."
-        )
+    check_new(target)
 
 
 def export_processor(source: str | os.PathLike, folder: str | os.PathLike) -> bool:

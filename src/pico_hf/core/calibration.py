@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.token_features import TokenFeatures
 
@@ -42,7 +44,7 @@ class StyleCalibration:
     def __call__(self, tokens: TokenFeatures) -> TokenFeatures:
         """Tokens (n, tokens, columns) with (x - mean) / std · reference std + reference mean."""
         std, target = self.gallery.std, self.reference.std
-        factor = target / std.clamp(min=float(LEAST_SPREAD * target.mean()))
+        factor = target / torch.maximum(std, LEAST_SPREAD * target.mean())
         shift = self.reference.mean - self.gallery.mean * factor
         device = tokens.features.device
         features = tokens.features.float() * factor.float().to(device) + shift.float().to(device)

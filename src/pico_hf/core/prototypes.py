@@ -104,15 +104,20 @@ class StylePrototypes(nn.Module):
         return self._rotated(tokens, f"{side}_basis", back=True)
 
     def _rotated(self, tokens: TokenFeatures, name: str, back: bool) -> TokenFeatures:
-        if self._aligned is None:  # only after a change, since asking waits for a GPU
-            self._aligned = self.canonical and int(self.iteration) > 0
-        if not self._aligned:
+        if not self._rotates():
             return tokens
         basis = getattr(self, name)
         # Mixed precision would round tokens that were made fp32 on purpose.
         with torch.autocast(tokens.features.device.type, enabled=False):
             features = tokens.features @ (basis.t() if back else basis).to(tokens.features)
         return TokenFeatures(features, tokens.mask)
+
+    def _rotates(self) -> bool:
+        if self._aligned is None:  # only after a change, since asking waits for a GPU
+            if torch.compiler.is_compiling():  # a graph cannot ask; the bases may be the identity
+                return self.canonical
+            self._aligned = self.canonical and int(self.iteration) > 0
+        return self._aligned
 
     # ---- changes of state ------------------------------------------------------------------
 

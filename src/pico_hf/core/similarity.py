@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.kernels import fused_interaction
-from pico_hf.kernels.interaction_gradient import LateInteraction
-from pico_hf.kernels.late_interaction import interact
+from pico_hf.kernels.interaction_gradient import (
+    LateInteraction,
+    refuse_second_derivative,
+    token_gradients,
+)
+from pico_hf.kernels.late_interaction import Matches, fold, interact, working_type
 from pico_hf.kernels.packing import Packing
 
 
@@ -26,6 +32,10 @@ def similarity(
     variable `PICO_FUSED_KERNELS=1` switches on Triton kernels for features on a GPU; see
     `pico_hf.kernels.fused_interaction.applies`. `torch.set_float32_matmul_precision` sets the
     precision of float32 products on a GPU.
+
+    In a compiled graph the score is one operator, which does what it does without compiling; its
+    backward scores once more. An exported graph, which has to run without this package, holds the
+    plain formula and with it all products at once.
 
     Args:
         images: Patches of the images.
@@ -51,9 +61,15 @@ def similarity(
         >>> similarity(images, texts, torch.tensor([0.5, 1.5])).tolist()
         [[0.75]]
     """
-    _check_scorable(images, texts, column_weights)
-    features = images.features.contiguous(), texts.features.contiguous()
+    _check_widths(images, texts, column_weights)
+    sides = images.features, images.mask, texts.features, texts.mask
     weights = None if column_weights is None else column_weights.detach()
+    if torch.compiler.is_compiling():
+        exporting = torch.compiler.is_exporting()
+        score = _all_products if exporting else torch.ops.pico_hf.late_interaction
+        return score(*sides, weights)
+    _check_tokens(images, texts)
+    features = images.features.contiguous(), texts.features.contiguous()
     if fused_interaction.applies(*features):
         return fused_interaction.score(*features, images.mask, texts.mask, weights)
     packings = Packing(images.mask), Packing(texts.mask)
@@ -62,10 +78,86 @@ def similarity(
     return interact(*features, *packings, weights, progress=progress)
 
 
-def _check_scorable(
+def _all_products(
+    image_features: Float[Tensor, "images patches D"],
+    image_mask: Bool[Tensor, "images patches"],
+    text_features: Float[Tensor, "texts words D"],
+    text_mask: Bool[Tensor, "texts words"],
+    weights: Float[Tensor, " D"] | None,
+) -> Float[Tensor, "images texts"]:
+    """The formula as it is written, in operators that every runtime knows."""
+    dtype = working_type(image_features, text_features)
+    patches, words = image_features.to(dtype), fold(text_features.to(dtype), weights)
+    products = torch.einsum("ipd,twd->itpw", patches, words)
+    padding = ~image_mask[:, None, :, None], ~text_mask[None, :, None, :]
+    by_patch = products.masked_fill(padding[1], -torch.inf).amax(dim=3)
+    by_word = products.masked_fill(padding[0], -torch.inf).amax(dim=2)
+    by_patch = by_patch.masked_fill(padding[0].squeeze(3), 0.0).sum(dim=2)
+    by_word = by_word.masked_fill(padding[1].squeeze(2), 0.0).sum(dim=2)
+    return by_patch / image_mask.sum(dim=1).unsqueeze(1) + by_word / text_mask.sum(dim=1)
+
+
+_SIDES = "Tensor image_features, Tensor image_mask, Tensor text_features, Tensor text_mask"
+
+
+@torch.library.custom_op(
+    "pico_hf::late_interaction", mutates_args=(), schema=f"({_SIDES}, Tensor? weights) -> Tensor"
+)
+def _scored(*inputs: Any) -> Tensor:
+    """Scores inside a compiled graph."""
+    image_features, image_mask, text_features, text_mask, weights = inputs
+    sides = TokenFeatures(image_features, image_mask), TokenFeatures(text_features, text_mask)
+    with torch.no_grad():
+        return similarity(*sides, weights)
+
+
+@_scored.register_fake
+def _(image_features: Tensor, _: Tensor, text_features: Tensor, *__: Any) -> Tensor:
+    dtype = working_type(image_features, text_features)
+    return image_features.new_empty(len(image_features), len(text_features), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "pico_hf::late_interaction_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, {_SIDES}, Tensor? weights) -> (Tensor, Tensor)",
+)
+def _gradients(gradient: Tensor, *inputs: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients inside a compiled graph; maxima are found once more, since their number varies."""
+    image_features, image_mask, text_features, text_mask, weights = inputs
+    features = image_features.contiguous(), text_features.contiguous()
+    packings = Packing(image_mask), Packing(text_mask)
+    matches = Matches.empty(*packings)
+    interact(*features, *packings, weights, matches)
+    return token_gradients(gradient, *features, *packings, matches, weights)
+
+
+@_gradients.register_fake
+def _(_: Tensor, image_features: Tensor, __: Tensor, text_features: Tensor, *___: Any) -> Any:
+    return (
+        torch.empty_like(image_features, memory_format=torch.contiguous_format),
+        torch.empty_like(text_features, memory_format=torch.contiguous_format),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *sides, ctx.weights = inputs
+    ctx.save_for_backward(*sides)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative()
+    both = torch.ops.pico_hf.late_interaction_backward(gradient, *ctx.saved_tensors, ctx.weights)
+    return both[0], None, both[1], None, None
+
+
+_scored.register_autograd(_backward, setup_context=_keep)
+
+
+def _check_widths(
     images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None
 ) -> None:
-    """Raise ValueError for inputs that have no score."""
+    """Raise ValueError for inputs that do not fit each other."""
     width = images.features.shape[2]
     if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
@@ -82,6 +174,10 @@ def _check_scorable(
             f"`texts` must be on the device of `images` ({images.features.device}), got "
             f"{texts.features.device}. Move one side with `.to(device)`."
         )
+
+
+def _check_tokens(images: TokenFeatures, texts: TokenFeatures) -> None:
+    """Raise ValueError for an image or text without tokens."""
     for name, tokens in (("images", images), ("texts", texts)):
         empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:

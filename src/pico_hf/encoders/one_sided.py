@@ -33,7 +33,8 @@ def blip2_image_features(
     """The Q-Former's queries over an image; every one of them is projected, none is pooled."""
     seen = encoder.vision_model(pixel_values=pixel_values, **inputs).last_hidden_state
     hidden = encoder.qformer(
-        query_embeds=encoder.query_tokens.expand(len(seen), -1, -1), encoder_hidden_states=seen
+        query_embeds=encoder.query_tokens.expand(seen.shape[0], -1, -1),
+        encoder_hidden_states=seen,
     ).last_hidden_state
     hidden = hidden.to(encoder.vision_projection.weight.dtype)
     return BaseModelOutputWithPooling(hidden, encoder.vision_projection(hidden))

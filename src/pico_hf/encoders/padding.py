@@ -28,7 +28,7 @@ def attended_tokens(
     """
     pad, eos = (getattr(tower, f"{name}_token_id", None) for name in ("pad", "eos"))
     last = input_ids[:, -1:]
-    run = (input_ids == last).flip(1).cumprod(dim=1).flip(1).bool()
+    run = run_at_end(input_ids == last)
     length = run.sum(dim=1, keepdim=True)
     is_pad = torch.zeros_like(last, dtype=torch.bool) if pad is None else last == pad
     if pad == eos and suffix:
@@ -40,12 +40,22 @@ def attended_tokens(
         first = place == input_ids.shape[1] - length
         padding = run & (is_pad | ~first)
     for token in {pad, eos} - {None}:
-        padding = padding | (input_ids == token).cumprod(dim=1).bool()
+        padding = padding | run_at_start(input_ids == token)
     if prefix:  # a text begins with one special token
-        run = (input_ids == input_ids[:, :1]).cumprod(dim=1).bool()
+        run = run_at_start(input_ids == input_ids[:, :1])
         padding = padding | (run & (run.sum(dim=1, keepdim=True) > 1))
     empty = padding.all(dim=1, keepdim=True)
     return (~padding | empty).long()
+
+
+def run_at_start(found: Tensor) -> Tensor:
+    """Keeps of a boolean (texts, tokens) the run of True that each row begins with."""
+    return (~found).cumsum(dim=1) == 0  # a sum, since ONNX has no cumulative product
+
+
+def run_at_end(found: Tensor) -> Tensor:
+    """Keeps of a boolean (texts, tokens) the run of True that each row ends with."""
+    return run_at_start(found.flip(1)).flip(1)
 
 
 def padded_right(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
@@ -65,15 +75,18 @@ def padded_right(inputs: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]
     start = mask.bool().long().argmax(dim=1, keepdim=True)
     if not torch.compiler.is_compiling() and not start.any():
         return inputs, None
-    place = torch.arange(mask.shape[1], device=mask.device)
-    order = (place + start) % mask.shape[1]
+    length = mask.shape[1]
+    place = torch.arange(length, device=mask.device)
+    order = place + start
+    order = torch.where(order < length, order, order - length)  # ONNX: no modulo of a variable
     moved = {
         name: value.gather(1, order.to(value.device))
         if isinstance(value, Tensor) and value.shape == mask.shape
         else value
         for name, value in inputs.items()
     }
-    return moved, (place - start) % mask.shape[1]
+    back = place - start
+    return moved, torch.where(back < 0, back + length, back)
 
 
 def text_positions(tower: PreTrainedConfig | None) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.encoders.padding import attended_tokens, padded_right
+from pico_hf.encoders.padding import attended_tokens, padded_right, run_at_end
 from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import encoder_class, table_row
 
@@ -300,7 +300,7 @@ def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor |
     position = attended.long().cumsum(dim=1)
     last = position[:, -1:] - row.suffix
     words = attended & (position > row.prefix) & (position <= last)
-    return torch.where(words.any(dim=1, keepdim=True), words, attended)
+    return words | (attended & ~words.any(dim=1, keepdim=True))
 
 
 def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
@@ -308,6 +308,6 @@ def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
 
     SigLIP 2's vocabulary pads with another token than its configs name, which is its EOS.
     """
-    run = (input_ids == input_ids[:, -1:]).flip(1).cumprod(dim=1).flip(1).bool()
+    run = run_at_end(input_ids == input_ids[:, -1:])
     words = (input_ids != pad) & ~(run & (run.sum(dim=1, keepdim=True) > 1))
-    return torch.where(words.any(dim=1, keepdim=True), words, True)
+    return words | ~words.any(dim=1, keepdim=True)

@@ -46,29 +46,44 @@ class LateInteraction(torch.autograd.Function):
         """Return the gradients of both features; pairs with gradient 0 are skipped."""
         refuse_second_derivative()
         image_features, text_features, *saved = ctx.saved_tensors
-        images, texts, matches = ctx.images, ctx.texts, Matches(*saved)
-        dtype = gradient.dtype
-        words = fold(texts.take(text_features, slice(0, texts.size), dtype), ctx.weights)
-        needs_images, needs_texts = ctx.needs_input_grad[:2]
-        to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
-        to_texts = torch.zeros_like(words)
-        gradient = gradient[images.order.unsqueeze(1), texts.order]
-        word_table = column_blocks(words) if needs_images else []
-        for items in _image_groups(gradient, images, texts):
-            block, patch, word, weight = _entries(gradient, items, images, texts, matches)
-            if needs_images:
-                for columns, sums in bags(word_table, word, patch, weight, size(block)):
-                    to_images[block, columns] = sums
-            if needs_texts:
-                patches = images.take(image_features, block, dtype)
-                patch_table = column_blocks(patches)
-                for columns, sums in bags(patch_table, patch, word, weight, texts.size):
-                    to_texts[:, columns] += sums
-        return (
-            images.unpack(to_images, image_features) if needs_images else None,
-            texts.unpack(fold(to_texts, ctx.weights), text_features) if needs_texts else None,
-            *(None,) * 4,  # packings, weights and progress take no gradient
-        )
+        sides = image_features, text_features, ctx.images, ctx.texts
+        needs = ctx.needs_input_grad[:2]
+        found = token_gradients(gradient, *sides, Matches(*saved), ctx.weights, needs)
+        return (*found, *(None,) * 4)  # packings, weights and progress take no gradient
+
+
+def token_gradients(
+    gradient: Float[Tensor, "images texts"],
+    image_features: Float[Tensor, "images patches D"],
+    text_features: Float[Tensor, "texts words D"],
+    images: Packing,
+    texts: Packing,
+    matches: Matches,
+    weights: Float[Tensor, " D"] | None,
+    needs: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of both features from that of the scores; None for a side that needs none."""
+    dtype = gradient.dtype
+    words = fold(texts.take(text_features, slice(0, texts.size), dtype), weights)
+    needs_images, needs_texts = needs
+    to_images = words.new_empty(images.size if needs_images else 0, words.shape[1])
+    to_texts = torch.zeros_like(words)
+    gradient = gradient[images.order.unsqueeze(1), texts.order]
+    word_table = column_blocks(words) if needs_images else []
+    for items in _image_groups(gradient, images, texts):
+        block, patch, word, weight = _entries(gradient, items, images, texts, matches)
+        if needs_images:
+            for columns, sums in bags(word_table, word, patch, weight, size(block)):
+                to_images[block, columns] = sums
+        if needs_texts:
+            patches = images.take(image_features, block, dtype)
+            patch_table = column_blocks(patches)
+            for columns, sums in bags(patch_table, patch, word, weight, texts.size):
+                to_texts[:, columns] += sums
+    return (
+        images.unpack(to_images, image_features) if needs_images else None,
+        texts.unpack(fold(to_texts, weights), text_features) if needs_texts else None,
+    )
 
 
 def refuse_second_derivative() -> None:
