@@ -77,9 +77,9 @@ class PicoInputModule(InputModule):
         odd = next((text for text in values if not isinstance(text, str)), None)
         if odd is not None:
             raise ValueError(
-                f"`inputs` must be texts or images, all of one kind, got {type(odd).__name__} among "
-                f"them ({kind}). Encode images and texts in calls of their own; pairs have no "
-                "embedding."
+                f"`inputs` must be texts or images, all of one kind, got {type(odd).__name__} "
+                f"among them ({kind}). Encode images and texts in calls of their own; pairs have "
+                "no embedding."
             )
         return self.collate([{"caption": (prompt or "") + text} for text in values])
 
