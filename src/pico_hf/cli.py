@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
-
 from pico_hf.explanation import explain as explain_pair
 from pico_hf.export import check_target, export_encoder, export_processor
+from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import cache_entries, clear_cache, default_cache_dir
 
@@ -80,10 +79,8 @@ def explain(
         OSError: If model, processor or image cannot be read.
         ValueError: If they are damaged, or if the output is no format of figures.
     """
-    model: Any = PicoModel.from_pretrained(source, base=base)
-    explanation = explain_pair(
-        model, AutoProcessor.from_pretrained(processor or source), image, caption
-    )
+    model, processor = model_and_processor(source, processor, base=base)
+    explanation = explain_pair(model, processor, image, caption)
     explanation.save(output)
     for word, part in zip(explanation.words, explanation.weighted.words.tolist(), strict=True):
         print(f"{part:8.4f}  {word}")

@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 
 from pico_hf.data.collator import PicoCollator
 from pico_hf.encoders.inputs import image_inputs, text_inputs
+from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.pipelines import fetched_image
 
@@ -162,14 +163,7 @@ def multi_vector_encoder(
         >>> documents = encoder.encode_document(["cat.jpg", "street.jpg"])  # doctest: +SKIP
         >>> scores = both_directions(queries, documents)  # doctest: +SKIP
     """
-    if isinstance(model, str | os.PathLike):
-        processor = processor or AutoProcessor.from_pretrained(model)
-        model = PicoModel.from_pretrained(model).eval()
-    if processor is None:
-        raise ValueError(
-            "`processor` must be given with a live model, got None. Load it with "
-            "AutoProcessor.from_pretrained(…)."
-        )
+    model, processor = model_and_processor(model, processor)
     module = PicoInputModule(model, processor)
     return MultiVectorEncoder(
         modules=[module], similarity_fn_name="meanmaxsim", device=str(model.device)
