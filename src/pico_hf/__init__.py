@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.retriever import Match, PicoRetriever
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.trainer import PicoTrainer
@@ -44,8 +45,10 @@ _LAZY = {
     "Explanation": "pico_hf.explanation",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
+    "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
+    "PicoRetriever": "pico_hf.retriever",
     "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
@@ -66,12 +69,14 @@ __all__ = [
     "Explanation",
     "ImageTextDataset",
     "ImageTextStream",
+    "Match",
     "PicoCollator",
     "PicoConfig",
     "PicoImageFeatureExtractionPipeline",
     "PicoModel",
     "PicoOutput",
     "PicoPrototypes",
+    "PicoRetriever",
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
