@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from transformers import AutoProcessor
 
+from pico_hf.hub.errors import plain_errors
 from pico_hf.modeling_pico import PicoModel
 
 
@@ -23,19 +25,23 @@ def model_and_processor(
         options: Of `PicoModel.from_pretrained`, for a path.
 
     Returns:
-        The model, in eval mode if it was loaded, and the processor.
+        The model, and the processor. A model that was loaded is in eval mode and on a GPU if there
+        is one.
 
     Raises:
+        OSError: If a path holds no model or no processor.
         ValueError: If there is a live model and no processor.
     """
     if isinstance(model, str | os.PathLike):
         processor = model if processor is None else processor
-        model = PicoModel.from_pretrained(model, **options).eval()
+        loaded: Any = PicoModel.from_pretrained(model, **options).eval()
+        model = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     if processor is None:
         raise ValueError(
             "`processor` must be given with a live model, got None. Load it with "
             "AutoProcessor.from_pretrained(…)."
         )
     if isinstance(processor, str | os.PathLike):
-        processor = AutoProcessor.from_pretrained(processor)
+        with plain_errors(processor):
+            processor = AutoProcessor.from_pretrained(processor)
     return model, processor

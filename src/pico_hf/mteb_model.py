@@ -17,6 +17,7 @@ from pico_hf.data.collator import PicoCollator
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.evaluation import packed_scores
 
 try:
     from mteb._create_dataloaders import create_dataloader
@@ -168,18 +169,13 @@ class PicoMteb:
             ]
         found: dict[str, dict[str, float]] = {query: {} for query in ids}
         for items, documents in groups:
-            best = self._scores(words[items], corpus, documents).topk(min(top_k, len(documents)))
-            for n, scores, places in zip(items.tolist(), *map(Tensor.tolist, best), strict=True):
+            with torch.no_grad():
+                scores = packed_scores(self.model, corpus, words, documents, items).T
+            best = scores.topk(min(top_k, len(documents)))
+            for n, values, places in zip(items.tolist(), *map(Tensor.tolist, best), strict=True):
                 chosen = (names[documents[place]] for place in places)
-                found[ids[n]] = dict(zip(chosen, scores, strict=True))
+                found[ids[n]] = dict(zip(chosen, values, strict=True))
         return found
-
-    @torch.no_grad()
-    def _scores(self, queries: TokenFeatures, corpus: PackedTokens, documents: Tensor) -> Tensor:
-        """(queries, documents): the first are those of a block, the second rows of the corpus."""
-        queries = queries.to(self.model.device)
-        blocks = (corpus[rows].to(self.model.device) for _, rows in corpus.blocks(documents))
-        return torch.cat([self.model.score(block, queries).T.cpu() for block in blocks], dim=1)
 
     def _packed(self, loader: Any, options: dict[str, Any]) -> PackedTokens:
         tokens = (batch.to("cpu") for batch in self._tokens(loader, options))
