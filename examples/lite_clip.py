@@ -199,7 +199,7 @@ AutoModel.register(LiteClipConfig, LiteClipModel, exist_ok=True)
 register_encoder(
     LiteClipConfig.model_type,
     EncoderSpec(
-        image=TokenMap((Step("visual_projection"),), pooled_by="mean"),
+        image=TokenMap((Step("visual_projection"),), pooled_by="mean", grid=True),
         text=TokenMap((Step("text_projection"),), pooled_by="mean", prefix=1, suffix=1),
     ),
 )

@@ -121,3 +121,21 @@ def identity_ranks_loop(scores, text_to_image, image_ids):
         others = [i for i in images if image_ids[i] != thing[t]]
         by_text.append(1 + sum(float(scores[i, t]) >= best for i in others))
     return by_image, by_text
+
+
+def column_parts_loop(patches, words, weights):
+    """What each column adds to S of one pair: the products that won, one column at a time."""
+    v, t, w = patches.tolist(), words.tolist(), weights.tolist()
+    columns = range(len(w))
+
+    def product(p, q):
+        return sum(w[d] * v[p][d] * t[q][d] for d in columns)
+
+    parts = [0.0 for _ in columns]
+    for p in range(len(v)):
+        best = max(range(len(t)), key=lambda q, p=p: product(p, q))
+        parts = [parts[d] + w[d] * v[p][d] * t[best][d] / len(v) for d in columns]
+    for q in range(len(t)):
+        best = max(range(len(v)), key=lambda p, q=q: product(p, q))
+        parts = [parts[d] + w[d] * v[best][d] * t[q][d] / len(t) for d in columns]
+    return torch.tensor(parts, dtype=torch.float64)

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from pages import PAGES, ROOT, blocks
 from pico_hf import cli
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+# Pages whose code needs an extra that may be missing.
+NEEDS = {"docs/mteb.md": "mteb", "docs/sentence_transformers.md": "sentence_transformers"}
 WITH_PYTHON = [name for name in NAMES if blocks(ROOT / name, "python")]
+RUNNABLE = [name for name in WITH_PYTHON if name not in NEEDS or find_spec(NEEDS[name])]
 COMMANDS = [
     (name, command.strip())
     for name in NAMES
@@ -37,7 +41,7 @@ def failures(tmp_path_factory) -> dict[str, str]:
         "print(json.dumps(run_pages(sys.argv[1:], Path.cwd())))"
     )
     try:
-        output = run_client(hub, script, folder, *WITH_PYTHON, timeout=300)
+        output = run_client(hub, script, folder, *RUNNABLE, timeout=300)
         return json.loads(output.splitlines()[-1])
     finally:
         hub.close()
@@ -45,6 +49,8 @@ def failures(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", WITH_PYTHON)
 def test_the_python_of_a_page_runs(name, failures):
+    if name not in RUNNABLE:
+        pytest.skip(f"{NEEDS[name]} is not installed")
     assert not failures[name], failures[name]
 
 
@@ -63,7 +69,7 @@ def test_a_command_of_a_page_is_one_that_exists(name, command, tmp_path, monkeyp
         assert set(arguments) <= make_targets()
     elif program == "pip":
         assert arguments[0] == "install"
-        assert set(re.findall(r"\w+", arguments[1])) <= extras()
+        assert set(re.findall(r"[\w-]+", arguments[1])) <= extras()
     elif program == "pico-hf":
         cli._parser().parse_args(arguments)
     else:

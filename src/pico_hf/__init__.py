@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pico_hf.data.loading import load_image_text
     from pico_hf.data.stream import ImageTextStream
     from pico_hf.evaluate_metric import retrieval_metric_path
+    from pico_hf.explanation import Explanation, explain
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "EncodedSplit": "pico_hf.core.encoded_split",
+    "Explanation": "pico_hf.explanation",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
     "Match": "pico_hf.retriever",
@@ -52,6 +54,7 @@ _LAZY = {
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "SplitEncoder": "pico_hf.training.encoding",
     "evaluate_retrieval": "pico_hf.training.evaluation",
+    "explain": "pico_hf.explanation",
     "split_scores": "pico_hf.training.evaluation",
     "load_adapter_model": "pico_hf.lora",
     "load_image_text": "pico_hf.data.loading",
@@ -63,6 +66,7 @@ _LAZY = {
 __all__ = [
     "EncodedSplit",
     "EncoderSpec",
+    "Explanation",
     "ImageTextDataset",
     "ImageTextStream",
     "Match",
@@ -81,6 +85,7 @@ __all__ = [
     "TokenFeatures",
     "TokenMap",
     "evaluate_retrieval",
+    "explain",
     "load_adapter_model",
     "load_image_text",
     "pico_lora_config",

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from pico_hf.explanation import explain as explain_pair
 from pico_hf.export import check_target, export_encoder, export_processor
 from pico_hf.graphs.onnx_files import check_installed, export_onnx
 from pico_hf.hub.new_folder import new_folder
+from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import cache_entries, clear_cache, default_cache_dir
 
@@ -83,6 +85,38 @@ def export(
     print(f"{what} {kind}, {'and' if found else 'no'} processor: {target}")
 
 
+def explain(
+    source: str,
+    image: str,
+    caption: str,
+    *,
+    output: str = "explanation.png",
+    processor: str | None = None,
+    base: str | None = None,
+) -> None:
+    """Draws why an image and a caption match, and prints how much each word adds to the score.
+
+    Args:
+        source: Folder or Hub repository of a Pico model, an adapter or a plain dual encoder.
+        image: File of the image.
+        caption: The text.
+        output: File of the figure.
+        processor: Folder or repository of the processor; None takes the model's.
+        base: For an adapter: what it was trained on; None takes what it names.
+
+    Raises:
+        OSError: If model, processor or image cannot be read.
+        ValueError: If they are damaged, or if the output is no format of figures.
+    """
+    model, processor = model_and_processor(source, processor, base=base)
+    explanation = explain_pair(model, processor, image, caption)
+    explanation.save(output)
+    for word, part in zip(explanation.words, explanation.weighted.words.tolist(), strict=True):
+        print(f"{part:8.4f}  {word}")
+    print(f"{float(explanation.weighted.patches.sum()):8.4f}  all patches")
+    print(f"{explanation.score:8.4f}  S, drawn in {output}")
+
+
 def cache(folder: str | None = None, *, clear: str | None = None) -> None:
     """Lists cached features of frozen towers, or deletes them.
 
@@ -118,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     plain.add_argument("--fold", action="store_true", help=_FOLD)
     plain.add_argument("--base", help="for an adapter that does not name its base")
     plain.set_defaults(command=export)
+    pair = commands.add_parser("explain", help="draw why an image and a caption match")
+    pair.add_argument("source", help="folder or Hub repository of a model or adapter")
+    pair.add_argument("image", help="file of the image")
+    pair.add_argument("caption", help="the text, in quotes")
+    pair.add_argument("--output", default="explanation.png", help="file; default: %(default)s")
+    pair.add_argument("--processor", help="folder or repository, if the model's has none")
+    pair.add_argument("--base", help="for an adapter that does not name its base")
+    pair.set_defaults(command=explain)
     kept = commands.add_parser("cache", help="list or clear cached features of frozen towers")
     kept.add_argument("folder", nargs="?", help="folder of the caches; default: the shared one")
     kept.add_argument("--clear", metavar="KEY", help="delete this entry, or all")

@@ -56,7 +56,7 @@ class PicoZeroShotImageClassificationPipeline(ZeroShotImageClassificationPipelin
                 f"{candidate_labels!r}. Give one label as a list of one."
             )
         collate = PicoCollator(self, config=self.model.config)  # has tokenizer, image processor
-        inputs = BatchFeature(collate([{"image": _fetched(image, timeout)}]))
+        inputs = BatchFeature(collate([{"image": fetched_image(image, timeout)}]))
         inputs = inputs.to(self.dtype)
         texts = [{"caption": hypothesis_template.format(label)} for label in candidate_labels]
         inputs["text_inputs"] = [BatchEncoding(collate(texts))]
@@ -92,7 +92,7 @@ class PicoImageFeatureExtractionPipeline(ImageFeatureExtractionPipeline):
         self, image: Any, timeout: float | None = None, **processor_knobs: Any
     ) -> BatchFeature:
         """One image as the model takes it, read as in training."""
-        image = as_rgb(_fetched(image, timeout))
+        image = as_rgb(fetched_image(image, timeout))
         inputs = self.image_processor(image, return_tensors="pt", **processor_knobs)
         return inputs.to(self.dtype)
 
@@ -116,7 +116,7 @@ def scores_pairs_alone(model: PicoModel) -> bool:
     return model.config.loss == "sigmoid" or encoder_spec(model.encoder).logit_bias is not None
 
 
-def _fetched(image: Any, timeout: float | None) -> Any:
+def fetched_image(image: Any, timeout: float | None) -> Any:
     """An image as the collator reads it; addresses are fetched and base64 texts decoded.
 
     The stock pipelines convert to RGB as they load, which loses transparency and 16-bit depth.

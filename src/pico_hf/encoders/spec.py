@@ -58,6 +58,9 @@ class TokenMap:
             None = the encoder's `get_image_features` or `get_text_features`.
         real_patches: Name of the input that says which patches are no padding; None = all are.
         dummy: `(encoder)` to inputs for the self-check; None = random pixels or a few tokens.
+        grid: Whether patches are cells over the image, row by row: None = if their number is what
+            the config's `patch_size` makes of the pixels; True = always, square cells (a
+            convolution's map); False = never (queries, groups).
     """
 
     steps: tuple[Step, ...]
@@ -70,6 +73,7 @@ class TokenMap:
     features: Callable[..., Any] | None = None
     real_patches: str | None = None
     dummy: Callable[[PreTrainedModel], dict[str, Tensor]] | None = None
+    grid: bool | None = None
 
 
 @dataclass(frozen=True)

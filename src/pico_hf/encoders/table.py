@@ -54,6 +54,7 @@ _BLIP2 = EncoderSpec(
         (Step("vision_projection"),),
         pooled_by="every",
         features=one_sided.blip2_image_features,
+        grid=False,
     ),
     TokenMap(
         (_TEXTUAL,),
@@ -67,7 +68,7 @@ _BLIP2 = EncoderSpec(
     note="the Q-Former's queries stand for patches; its matching head is not used",
 )
 _ALIGN = EncoderSpec(
-    TokenMap((), pooled_by="mean"),
+    TokenMap((), pooled_by="mean", grid=True),
     _TEXT,
     logit_scale=None,
     temperature="temperature",
@@ -80,7 +81,7 @@ _FLAVA = EncoderSpec(
     label="FLAVA",
 )
 _GROUPVIT = EncoderSpec(
-    TokenMap((Step("visual_projection", flat=True),), pooled_by="mean_first"),
+    TokenMap((Step("visual_projection", flat=True),), pooled_by="mean_first", grid=False),
     TokenMap((Step("text_projection", flat=True),), prefix=1, suffix=1),
     label="GroupViT",
     note="image groups stand for patches; they are averaged before the projection's ReLU, so "

@@ -24,7 +24,7 @@ from pico_hf.encoders.table import encoder_class, table_row
 # saves, freezes or adapts parameters finds them like any other.
 FALLBACK = "pico_projection"
 _FALLBACK_SPEC = EncoderSpec(
-    TokenMap((Step(f"{FALLBACK}.image"),)),
+    TokenMap((Step(f"{FALLBACK}.image"),), grid=False),  # there may be a CLS among its tokens
     TokenMap((Step(f"{FALLBACK}.text"),)),
     logit_scale=None,
 )
