@@ -131,6 +131,8 @@ def split_scores(
 ) -> Tensor:
     """Scores block by block, so that no more than a block of tokens is padded at a time.
 
+    Several processes score some of the images each and get all scores.
+
     Args:
         model: Gives scores, and the column weights unless others are tried.
         split: From [`SplitEncoder.split`].
@@ -144,15 +146,17 @@ def split_scores(
     """
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
-    scores = torch.empty(len(image_rows), len(text_rows), device=model.device)
-    for row, some_images in split.images.blocks(image_rows):
+    scores = torch.zeros(len(image_rows), len(text_rows), device=model.device)
+    for number, (row, some_images) in enumerate(split.images.blocks(image_rows)):
+        if number % split.processes.count != split.processes.rank:
+            continue  # another process scores them
         patches = split.images[some_images].to(model.device)
         for column, some_texts in split.texts.blocks(text_rows):
             words = split.texts[some_texts].to(model.device)
             if form is not None:
                 words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
             scores[row, column] = model.score(patches, words, column_weights)
-    return scores
+    return split.processes.add(scores)  # exact: each score plus zeros
 
 
 def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:

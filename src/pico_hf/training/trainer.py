@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,20 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
+from pico_hf.core.processes import Processes
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.hub.adapter_files import base_model
+from pico_hf.hub.adapter_files import base_model, live_module
 from pico_hf.hub.adapter_loading import check_weights
 from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
+from pico_hf.training.distributed import (
+    BatchStatisticsCallback,
+    mark_repeated_pairs,
+    whole_batch_inputs,
+)
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
@@ -119,6 +125,8 @@ class PicoTrainer(Trainer):
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
         self.callback_handler.callbacks.insert(0, callback)
+        if self.processes.several:
+            self.add_callback(BatchStatisticsCallback(self.processes))
 
     @staticmethod
     def _prepare(model: nn.Module, args: PicoTrainingArguments) -> None:
@@ -168,6 +176,11 @@ class PicoTrainer(Trainer):
         return base_model(self.accelerator.unwrap_model(self.model))
 
     @property
+    def processes(self) -> Processes:
+        """The processes that train one model."""
+        return Processes.all()
+
+    @property
     def feedback(self) -> Feedback:
         """Builds and judges column weights with the model and the splits that are here now."""
         return self.feedback_class(
@@ -188,7 +201,9 @@ class PicoTrainer(Trainer):
         with a handful of pairs, all candidates for canonical columns count alike. Checkpoints of a
         run hold the network before its alignment; `save_model` saves it aligned.
         """
-        for report in self.feedback.construct():
+        reports = self.feedback.construct()
+        self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
+        for report in reports:
             weights = self.pico_model.column_weights
             self.log(
                 {
@@ -228,9 +243,11 @@ class PicoTrainer(Trainer):
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:
-            return ranked(self.pico_model, split, metric_key_prefix)
-        user = self.compute_metrics, self.preprocess_logits_for_metrics
-        return predicted(self.pico_model, split, metric_key_prefix, *user)
+            output = ranked(self.pico_model, split, metric_key_prefix)
+        else:
+            user = self.compute_metrics, self.preprocess_logits_for_metrics
+            output = predicted(self.pico_model, split, metric_key_prefix, *user)
+        return output._replace(metrics=self.processes.same(output.metrics))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
@@ -267,6 +284,7 @@ class PicoTrainer(Trainer):
             disable_tqdm=self.args.disable_tqdm,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             offload=self.args.eval_accumulation_steps is not None,
+            processes=self.processes,
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -317,6 +335,14 @@ class PicoTrainer(Trainer):
 
     # ---- training -------------------------------------------------------------------------
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Batches of one step, see `Trainer.get_batch_samples`; knows which pairs are repeated."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        mark_repeated_pairs(batches, self.accelerator.gradient_state, self.processes)
+        return batches, items
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -327,10 +353,12 @@ class PicoTrainer(Trainer):
         """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments.
 
         A batch of one pair, as the last one of an epoch may be, has no negatives and a loss of 0.
+        Of several processes each has the loss of the pairs of all.
         """
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
-        outputs = model(**inputs, loss_ramp=ramp)
+        whole = whole_batch_inputs(inputs, self.pico_model, self.processes)
+        outputs = model(**whole, loss_ramp=ramp)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, None, num_items_in_batch=num_items_in_batch)
         else:
