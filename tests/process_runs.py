@@ -109,6 +109,17 @@ def checkpointed(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     return trained(folder, processes, gradient_checkpointing=True, gradient_accumulation_steps=2)
 
 
+def in_mini_batches(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Two pairs at a time, with what goes along; one process takes its batches whole."""
+    return trained(
+        folder,
+        processes,
+        mini_batch_size=2 if processes > 1 else None,
+        gradient_checkpointing=True,
+        gradient_accumulation_steps=2,
+    )
+
+
 def of_identities(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Every two images are one product; the last batch of an epoch has one pair."""
     from pico_hf import ImageTextDataset
@@ -147,6 +158,7 @@ RUNS = {
     "lora": with_lora,
     "frozen": frozen,
     "checkpointed": checkpointed,
+    "mini_batches": in_mini_batches,
     "identities": of_identities,
     "refined": refined,
     "aligned": aligned,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
+from pico_hf.training.cached_gradients import CachedGradients
 from pico_hf.training.distributed import (
     BatchStatisticsCallback,
     mark_repeated_pairs,
@@ -41,6 +43,7 @@ from pico_hf.training.refusals import (
     check_arguments,
     check_combinations,
     check_devices,
+    check_mini_batches,
     check_model,
 )
 from pico_hf.training.splits import (
@@ -134,6 +137,7 @@ class PicoTrainer(Trainer):
         check_model(model, args)
         if args.freeze_encoder:
             base_model(model).freeze_towers()
+        check_mini_batches(args, model)
 
     @staticmethod
     def _collator(processing_class: Any, model: nn.Module) -> PicoCollator:
@@ -358,12 +362,20 @@ class PicoTrainer(Trainer):
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
         whole = whole_batch_inputs(inputs, self.pico_model, self.processes)
-        outputs = model(**whole, loss_ramp=ramp)
-        if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, None, num_items_in_batch=num_items_in_batch)
+        loss_of = partial(self._loss_of, num_items_in_batch)
+        if self.args.mini_batch_size is not None:
+            later = partial(self.accelerator.no_sync, model)
+            cached = CachedGradients(model, self.pico_model, self.args.mini_batch_size, later)
+            loss, outputs = cached.loss(whole, loss_of, ramp)
         else:
-            loss = pair_loss(outputs)
+            outputs = model(**whole, loss_ramp=ramp)
+            loss = loss_of(outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of(self, items: Tensor | int | None, outputs: Any) -> Tensor:
+        if self.compute_loss_func is not None:
+            return self.compute_loss_func(outputs, None, num_items_in_batch=items)
+        return pair_loss(outputs)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         """Lets processes train with parameters that no loss reaches.
