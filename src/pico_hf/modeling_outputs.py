@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pico_hf.core.losses import contrastive_loss
@@ -36,7 +36,7 @@ class PicoOutput(ModelOutput):
 
 
 def pair_output(
-    model: PreTrainedModel,
+    model: Any,
     images: TokenFeatures,
     texts: TokenFeatures,
     image_ids: Tensor | None = None,
@@ -57,7 +57,7 @@ def pair_output(
     """
     scores = (scorer or model.score)(images, texts)
     logits = model.pair_logits(scores)
-    loss = None
+    loss: Any = None
     if return_loss and scores.shape[0] == scores.shape[1] > 1:
         options = {"margin": model.config.margin, "ramp": loss_ramp}
         loss = contrastive_loss(model.config.loss, scores, logits, image_ids, **options)

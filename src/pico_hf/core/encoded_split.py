@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pico_hf.core.packed_tokens import PackedTokens
-from pico_hf.core.processes import Processes
+from pico_hf.core.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EncodedSplit:
     image_ids: Tensor | None = None
     image_rows: Tensor | None = None
     caption_rows: Tensor | None = None
-    processes: Processes = Processes()
+    processes: Processes = ALONE
 
     def rows_of_images(self) -> Tensor:
         """(images,) row of each image in `ImageTextDataset.images()`, on the CPU."""

@@ -89,15 +89,15 @@ class Processes:
             error: Exception | None = None
             try:
                 mine = next(results) if start + self.rank < total else None
-            except Exception as failure:  # noqa: BLE001 - raised below, when all know
+            except Exception as failure:  # raised below, when all know of it
                 error = failure
-            turn = self.every((None if error else mine, error and repr(error)))
+            turn: list[Any] = self.every((None if error else mine, error and repr(error)))
             if error is not None:
                 raise error
             for rank, (_, failed) in enumerate(turn):
                 if failed:
                     raise RuntimeError(f"Process {rank} of {self.count} failed: {failed}")
-            yield from (value for value, _ in turn[: total - start])
+            yield from [value for value, _ in turn[: total - start]]
 
     @torch.no_grad()
     def add(self, tensor: Tensor) -> Tensor:
@@ -128,6 +128,9 @@ class Processes:
         parts = mean.split([buffer.numel() for buffer in moving])
         for buffer, part in zip(moving, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
+
+
+ALONE = Processes()
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from typing import Any
 
 from accelerate.state import GradientState
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-from transformers import TrainingArguments as Arguments
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from pico_hf.core.processes import Processes
 from pico_hf.core.whole_batch import WholeBatch
@@ -69,6 +77,26 @@ def whole_batch_inputs(
     return {**inputs, "scorer": partial(batch.scores, model.score)}
 
 
+@contextmanager
+def looking_for_unused_parameters(trainer: Trainer) -> Iterator[None]:
+    """Gives a trainer arguments that look for parameters without gradient, unless it has a choice.
+
+    A pooler after the tokens or the scale of a hinge loss gets no gradient, and stock code looks
+    for such parameters only without gradient checkpointing.
+
+    Args:
+        trainer: Gets its own arguments back in the end.
+    """
+    given = trainer.args
+    if given.ddp_find_unused_parameters is None:
+        trainer.args = copy(given)
+        trainer.args.ddp_find_unused_parameters = True
+    try:
+        yield
+    finally:
+        trainer.args = given
+
+
 class BatchStatisticsCallback(TrainerCallback):
     """Averages running statistics over processes after every step.
 
@@ -83,7 +111,7 @@ class BatchStatisticsCallback(TrainerCallback):
 
     def on_step_end(
         self,
-        args: Arguments,
+        args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,

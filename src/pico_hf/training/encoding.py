@@ -16,7 +16,7 @@ from pico_hf.core.canonical import PairMoments
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
-from pico_hf.core.processes import Processes
+from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders import tokens as encoder_tokens
@@ -52,7 +52,7 @@ class SplitEncoder:
     max_bytes: float | None = None
     multiprocessing_context: str | None = None
     offload: bool = False
-    processes: Processes = Processes()
+    processes: Processes = ALONE
 
     def split(
         self,

@@ -143,8 +143,14 @@ def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path, *, writ
     """Encodes a split together with the other processes; those that write keep the features."""
     rows, texts = dataset.in_order()
     sides = (
-        ("images", (image for image, _ in encoder.batches(rows, "Caching image features", tower_states))),
-        ("captions", (text for _, text in encoder.batches(texts, "Caching text features", tower_states))),
+        (
+            "images",
+            (image for image, _ in encoder.batches(rows, "Caching image features", tower_states)),
+        ),
+        (
+            "captions",
+            (text for _, text in encoder.batches(texts, "Caching text features", tower_states)),
+        ),
     )
     if not writes:
         for _, batches in sides:

@@ -6,6 +6,7 @@ transformers together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ _SHARDED = (
     "whole splits are encoded by whole models, and this one would be in parts. Start several "
     "processes with `torchrun`, each of which holds the model."
 )
+# What `accelerate launch` sets; on a CPU it would be ignored in silence.
+_LAUNCHERS = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 _LIGER = "Liger has kernels for language models only. Leave it out."
 
 REFUSED: dict[str, Refusal] = {
@@ -103,6 +106,9 @@ def check_arguments(args: Any) -> None:
         value = getattr(args, name, None)  # an older transformers may lack it
         if value is not None and not refusal.allowed(value):
             raise ValueError(f"`{name}` cannot be {value!r}: {refusal.reason}")
+    for name, variable in _LAUNCHERS.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise ValueError(f"`accelerate launch` asks for {name} (`{variable}`): {_SHARDED}")
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,17 +25,13 @@ from pico_hf.hub.adapter_loading import check_weights
 from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
-from pico_hf.training.distributed import (
-    BatchStatisticsCallback,
-    mark_repeated_pairs,
-    whole_batch_inputs,
-)
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
-from pico_hf.training.model_calls import pair_loss, without_options
+from pico_hf.training.model_calls import loss_of_batch, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
@@ -128,8 +123,7 @@ class PicoTrainer(Trainer):
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
         self.callback_handler.callbacks.insert(0, callback)
-        if self.processes.several:
-            self.add_callback(BatchStatisticsCallback(self.processes))
+        self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
     def _prepare(model: nn.Module, args: PicoTrainingArguments) -> None:
@@ -343,9 +337,9 @@ class PicoTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """Batches of one step, see `Trainer.get_batch_samples`; knows which pairs are repeated."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        mark_repeated_pairs(batches, self.accelerator.gradient_state, self.processes)
-        return batches, items
+        taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        distributed.mark_repeated_pairs(taken[0], self.accelerator.gradient_state, self.processes)
+        return taken
 
     def compute_loss(
         self,
@@ -357,40 +351,25 @@ class PicoTrainer(Trainer):
         """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments.
 
         A batch of one pair, as the last one of an epoch may be, has no negatives and a loss of 0.
-        Of several processes each has the loss of the pairs of all.
+        Each of several processes has the loss of all pairs.
         """
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
-        whole = whole_batch_inputs(inputs, self.pico_model, self.processes)
-        loss_of = partial(self._loss_of, num_items_in_batch)
-        if self.args.mini_batch_size is not None:
+        whole = distributed.whole_batch_inputs(inputs, self.pico_model, self.processes)
+        loss_of = partial(loss_of_batch, self.compute_loss_func, num_items_in_batch)
+        if self.args.mini_batch_size is None:
+            outputs = model(**whole, loss_ramp=ramp)
+            loss = loss_of(outputs)
+        else:
             later = partial(self.accelerator.no_sync, model)
             cached = CachedGradients(model, self.pico_model, self.args.mini_batch_size, later)
             loss, outputs = cached.loss(whole, loss_of, ramp)
-        else:
-            outputs = model(**whole, loss_ramp=ramp)
-            loss = loss_of(outputs)
         return (loss, outputs) if return_outputs else loss
 
-    def _loss_of(self, items: Tensor | int | None, outputs: Any) -> Tensor:
-        if self.compute_loss_func is not None:
-            return self.compute_loss_func(outputs, None, num_items_in_batch=items)
-        return pair_loss(outputs)
-
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Lets processes train with parameters that no loss reaches.
-
-        A pooler after the tokens or the scale of a hinge loss gets no gradient, and stock code
-        looks for such parameters only without gradient checkpointing.
-        """
-        if self.args.ddp_find_unused_parameters is None:
-            args, self.args = self.args, copy(self.args)
-            self.args.ddp_find_unused_parameters = True
-            try:
-                return super()._build_accelerator_args(**kwargs)
-            finally:
-                self.args = args
-        return super()._build_accelerator_args(**kwargs)
+        """Lets processes train with parameters that no loss reaches."""
+        with distributed.looking_for_unused_parameters(self):
+            return super()._build_accelerator_args(**kwargs)
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Stops looking for a batch size where there are no negatives any more."""
