@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from measurement import cpu_times, peak_megabytes, ratio
 from transformers import CLIPConfig, CLIPModel
 
+from measurement import cpu_times, peak_megabytes, ratio
 from pico_hf import PicoModel
 from pico_hf.training.cached_gradients import CachedGradients
 
