@@ -88,7 +88,8 @@ def results(tmp_path_factory):
 
 
 def differences(ours, theirs) -> list[str]:
-    return [key for key in theirs if not torch.equal(ours[key], theirs[key])]
+    keys = theirs.keys() - {"wrote"}
+    return [key for key in keys if not torch.equal(ours[key], theirs[key])]
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_several_processes_end_with_the_weights_of_one(results, processes, name)
     every, one = results(processes, name)
     assert float(one["moved"]) > 100 * TOLERANCE
     assert float((every[0]["weights"] - one["weights"]).abs().max()) <= TOLERANCE
-    torch.testing.assert_close(every[0]["losses"], one["losses"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(every[0]["losses"], one["losses"], rtol=3e-4, atol=1e-4)
 
 
 @pytest.mark.slow
