@@ -137,9 +137,8 @@ def test_only_the_first_process_writes(results):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["hinge", "infonce"])
-def test_two_processes_train_with_gradient_checkpointing(tmp_path, loss):
-    result = two_processes(tmp_path, loss=loss, gradient_checkpointing=True)
+def test_two_processes_train_with_gradient_checkpointing(tmp_path):
+    result = two_processes(tmp_path, loss="hinge", gradient_checkpointing=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("trained alike") == 2
 

@@ -350,8 +350,7 @@ class PicoTrainer(Trainer):
     ) -> Any:
         """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments.
 
-        A batch of one pair, as the last one of an epoch may be, has no negatives and a loss of 0.
-        Each of several processes has the loss of all pairs.
+        Each process has the loss of the pairs of all; of a single pair it is 0, without negatives.
         """
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
