@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
-from pico_hf.core.losses import PairLogits, contrastive_loss
+from pico_hf.core.losses import PairLogits
 from pico_hf.core.semantic import column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
@@ -25,7 +25,7 @@ from pico_hf.encoders.inputs import image_inputs
 from pico_hf.hub import loading
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.prototype_files import PicoPrototypes
-from pico_hf.modeling_outputs import PicoOutput
+from pico_hf.modeling_outputs import PicoOutput, pair_output
 
 
 class PicoPreTrainedModel(PreTrainedModel):
@@ -313,6 +313,7 @@ class PicoModel(PicoPreTrainedModel):
         text_hidden_states: Tensor | None = None,
         image_ids: Tensor | None = None,
         loss_ramp: float | None = None,
+        scorer: Callable[[TokenFeatures, TokenFeatures], Tensor] | None = None,
         return_loss: bool = True,
         return_dict: bool | None = None,
     ) -> PicoOutput | tuple:
@@ -320,8 +321,9 @@ class PicoModel(PicoPreTrainedModel):
 
         For inputs see `encode_images` and `encode_texts`. `image_ids` (images,): pairs of one
         identity are no negatives. `loss_ramp` in [0, 1] scales the hinge loss over all negatives
-        (warm-up); None takes the hardest ones. `return_loss` computes the loss of at least two
-        images and as many texts. `return_dict=False` returns a tuple.
+        (warm-up); None takes the hardest ones. `scorer` gives other scores than `score`.
+        `return_loss` computes the loss of at least two images and as many texts.
+        `return_dict=False` returns a tuple.
         """
         images = self.encode_images(
             pixel_values,
@@ -339,13 +341,7 @@ class PicoModel(PicoPreTrainedModel):
             word_mask=word_mask,
             text_hidden_states=text_hidden_states,
         )
-        scores = self.score(images, texts)
-        logits = self.pair_logits(scores)
-        loss = None
-        if return_loss and len(images) == len(texts) and len(images) > 1:
-            options = {"margin": self.config.margin, "ramp": loss_ramp}
-            loss = contrastive_loss(self.config.loss, scores, logits, image_ids, **options)
-        output = PicoOutput(loss, logits, logits.t(), images, texts)
+        output = pair_output(self, images, texts, image_ids, loss_ramp, scorer, return_loss)
         return output if return_dict is not False else output.to_tuple()
 
     @torch.no_grad()

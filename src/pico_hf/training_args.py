@@ -30,6 +30,9 @@ class PicoTrainingArguments(TrainingArguments):
             `pico-hf cache` lists and clears it.
         tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10,
             and `learning_rate` for an adapter of the towers.
+        mini_batch_size: Pairs encoded at a time in a training step, >= 1. Gradients stay those of
+            the whole batch and memory is that of so few pairs; every pair is encoded twice. None
+            encodes the whole batch at once.
 
     Raises:
         ValueError: If a value is out of range.
@@ -101,6 +104,10 @@ class PicoTrainingArguments(TrainingArguments):
     tower_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the towers; default learning_rate / 10."}
     )
+    mini_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pairs encoded at a time, for batches that do not fit into memory."},
+    )
 
     def __post_init__(self) -> None:
         """Fits what was not given to what was, then checks our own knobs after the stock ones."""
@@ -125,6 +132,8 @@ class PicoTrainingArguments(TrainingArguments):
                 "`per_device_train_batch_size` must be >= 2, got "
                 f"{self.per_device_train_batch_size}: the other pairs of a batch are its negatives."
             )
+        if self.mini_batch_size is not None and self.mini_batch_size < 1:
+            raise ValueError(f"`mini_batch_size` must be >= 1, got {self.mini_batch_size}.")
         if self.tower_learning_rate is not None and self.tower_learning_rate < 0:
             raise ValueError(f"`tower_learning_rate` must be >= 0, got {self.tower_learning_rate}.")
 

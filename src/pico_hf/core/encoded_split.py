@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EncodedSplit:
         image_ids: (images,) identity; images of one identity do not compete. None = all different.
         image_rows: (images,) row of each image in `ImageTextDataset.images()`; None = the same.
         caption_rows: (texts,) row of each text in `ImageTextDataset.captions()`; None = the same.
+        processes: All hold the split and share the work of scoring it.
     """
 
     images: PackedTokens
@@ -31,6 +33,7 @@ class EncodedSplit:
     image_ids: Tensor | None = None
     image_rows: Tensor | None = None
     caption_rows: Tensor | None = None
+    processes: Processes = ALONE
 
     def rows_of_images(self) -> Tensor:
         """(images,) row of each image in `ImageTextDataset.images()`, on the CPU."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 ABOUT_FILE = "about.json"
+PARTIAL = ".partial"  # ends the name of a folder that is being written
 
 
 def default_cache_dir() -> Path:
@@ -48,7 +51,7 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """
     entries = []
     for file in folder.glob(f"*/{ABOUT_FILE}"):
-        if file.parent.suffix != ".partial":
+        if file.parent.suffix != PARTIAL:
             about = json.loads(file.read_text(encoding="utf-8"))
             size = sum(part.stat().st_size for part in file.parent.rglob("*") if part.is_file())
             entries.append(CacheEntry(file.parent.name, **about, size=size))
@@ -56,7 +59,7 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
 
 
 def clear_cache(folder: Path, key: str | None = None) -> list[CacheEntry]:
-    """Deletes one entry, or all of them.
+    """Deletes one entry, or all of them and what killed runs have left.
 
     Args:
         folder: Parent of the entries.
@@ -74,4 +77,18 @@ def clear_cache(folder: Path, key: str | None = None) -> list[CacheEntry]:
     for entry in entries:
         shutil.rmtree(folder / entry.key)
         (folder / f"{entry.key}.lock").unlink(missing_ok=True)
+    if key is None:
+        clear_leftovers(folder)
     return entries
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Deletes half caches of runs that were killed; those of running ones are locked.
+
+    Args:
+        folder: Parent of the entries; it need not exist.
+    """
+    for partial in folder.glob(f"*{PARTIAL}"):
+        lock = FileLock(folder / f"{partial.stem}.lock")
+        with suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from pico_hf.core.canonical import PairMoments
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.encoders import tokens as encoder_tokens
@@ -40,6 +41,7 @@ class SplitEncoder:
         multiprocessing_context: How the processes are started; None: as torch does.
         offload: True moves the features of every batch to the memory of the host, False keeps them
             on the model's device.
+        processes: Share the work: each encodes some of the batches and gets the results of all.
     """
 
     model: PreTrainedModel
@@ -50,6 +52,7 @@ class SplitEncoder:
     max_bytes: float | None = None
     multiprocessing_context: str | None = None
     offload: bool = False
+    processes: Processes = ALONE
 
     def split(
         self,
@@ -73,6 +76,7 @@ class SplitEncoder:
             split.image_ids[order].to(device),
             order.to(device),
             split.caption_order.to(device),
+            self.processes,
         )
 
     def _placed(self, batch: TokenFeatures) -> TokenFeatures:
@@ -95,22 +99,44 @@ class SplitEncoder:
                 weighted, [`encoder_columns`] in the encoder's, [`tower_states`] the towers' outputs
                 before the projections.
         """
-        encode = encode or encode_batch
+        size = self.batch_size
+        batches = [range(n, min(n + size, len(rows))) for n in range(0, len(rows), size)]
+        if not self.processes.several:
+            yield from self._encoded(rows, batches, description, encode or encode_batch)
+            return
+        chosen = batches[self.processes.rank :: self.processes.count]
+        own = self._encoded(rows, chosen, description, encode or encode_batch)
+        on_host = (_moved(sides, "cpu") for sides in own)
+        try:
+            for sides in self.processes.in_turns(on_host, len(batches)):
+                yield _moved(sides, self.model.device)
+        finally:
+            own.close()
+
+    def _encoded(
+        self, rows: Dataset, batches: list[range], description: str, encode: BatchEncoder
+    ) -> Generator[Encoded, None, None]:
         loader = DataLoader(
             rows,
-            batch_size=self.batch_size,
+            batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,
             multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
             generator=torch.Generator(),  # the default one belongs to the training run
         )
+        hidden = self.disable_tqdm or not self.processes.first
         training = self.model.training
         self.model.eval()
         try:
-            for batch in tqdm(loader, desc=description, disable=self.disable_tqdm, leave=False):
+            for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
                 yield encode(self.model, batch)
         finally:
             self.model.train(training)
+
+
+def _moved(sides: Encoded, device: torch.device | str) -> Encoded:
+    images, texts = (None if side is None else side.to(device) for side in sides)
+    return images, texts
 
 
 def encode_batch(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:

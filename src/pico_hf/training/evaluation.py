@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 
 
@@ -130,6 +131,8 @@ def split_scores(
 ) -> Tensor:
     """Scores block by block, so that no more than a block of tokens is padded at a time.
 
+    Several processes score some of the images each and get all scores.
+
     Args:
         model: Gives scores, and the column weights unless others are tried.
         split: From [`SplitEncoder.split`].
@@ -143,9 +146,8 @@ def split_scores(
     """
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
-    return packed_scores(
-        model, split.images, split.texts, image_rows, text_rows, column_weights, form
-    )
+    chosen = (image_rows, text_rows, column_weights, form)
+    return packed_scores(model, split.images, split.texts, *chosen, split.processes)
 
 
 @torch.no_grad()
@@ -157,8 +159,9 @@ def packed_scores(
     text_rows: Tensor | None = None,
     column_weights: Tensor | None = None,
     form: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """Scores block by block; for the last two arguments see `evaluate_retrieval`.
+    """Scores block by block.
 
     Args:
         model: Gives scores, and the column weights unless others are tried.
@@ -168,6 +171,7 @@ def packed_scores(
         text_rows: Likewise.
         column_weights: See `evaluate_retrieval`.
         form: See `evaluate_retrieval`.
+        processes: Which share the images between them; each gets all scores.
 
     Returns:
         (chosen images, chosen texts) fp32, on the model's device.
@@ -176,15 +180,17 @@ def packed_scores(
         len(side) if rows is None else len(rows)
         for side, rows in ((images, image_rows), (texts, text_rows))
     ]
-    scores = torch.empty(*counts, device=model.device)
-    for row, some_images in images.blocks(image_rows):
+    scores = torch.zeros(*counts, device=model.device)
+    for number, (row, some_images) in enumerate(images.blocks(image_rows)):
+        if number % processes.count != processes.rank:
+            continue  # another process scores them
         patches = images[some_images].to(model.device)
         for column, some_texts in texts.blocks(text_rows):
             words = texts[some_texts].to(model.device)
             if form is not None:
                 words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
             scores[row, column] = model.score(patches, words, column_weights)
-    return scores
+    return processes.add(scores)  # exact: each score plus zeros
 
 
 def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 import PIL
 import torch
 import transformers
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from torch.utils.data import Dataset, Subset
 
+from pico_hf.core.processes import Processes
 from pico_hf.data import collator, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders import one_sided, padding, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
-from pico_hf.training.cache_folder import ABOUT_FILE
+from pico_hf.training.cache_folder import ABOUT_FILE, PARTIAL, clear_leftovers
 from pico_hf.training.encoding import SplitEncoder, tower_states
 
 logger = logging.getLogger(__name__)
@@ -89,7 +93,9 @@ def cache_token_features(
     """Runs the frozen towers over every image and caption once, or finds that this was done.
 
     Features are written to a temporary folder that is renamed at the end, under a lock: an
-    interrupted run leaves no half cache, and of several processes the first one computes.
+    interrupted run leaves no half cache, and of several runs the first one computes. Several
+    processes of one run compute a part each, and the first one of each machine writes. What killed
+    runs have left in `folder` is deleted.
 
     Args:
         encoder: Model, collator and batch size.
@@ -99,27 +105,62 @@ def cache_token_features(
     Returns:
         The dataset with features for pixels.
     """
-    done = folder / cache_key(encoder, dataset)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{done.name}.lock"):
-        if done.exists():
+    done = folder / encoder.processes.same(cache_key(encoder, dataset))
+    with _writer(done, encoder.processes) as writes:
+        missing = encoder.processes.every(writes and not done.exists())
+        if any(missing):
+            _write(encoder, dataset, done, writes=missing[encoder.processes.rank])
+        elif writes:
             logger.info("Token features found in %s.", done)
-        else:
-            _write(encoder, dataset, done)
-            size = sum(file.stat().st_size for file in done.rglob("*"))
-            logger.info("Token features written to %s: %.1f MB.", done, size / 1e6)
     return _read_cache(dataset, done)
 
 
-def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path) -> None:
-    partial = done.with_name(f"{done.name}.partial")
+@contextmanager
+def _writer(done: Path, processes: Processes) -> Iterator[bool]:
+    """Holds a cache's lock and gives True in one process of every machine.
+
+    Only the very first process waits for other runs: were there two, each could hold a lock that
+    the other one needs. On a machine that shares the disk of the first one nobody else gets it.
+    """
+    lock = FileLock(done.with_name(f"{done.name}.lock"))
+    local = int(os.environ.get("LOCAL_RANK", processes.rank))
+    done.parent.mkdir(parents=True, exist_ok=True)
+    if processes.first:
+        clear_leftovers(done.parent)
+        lock.acquire()
+    processes.same(None)  # the first one has the lock
+    if local == 0 and not processes.first:
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    try:
+        yield lock.is_locked
+        processes.every(None)  # nobody reads before all have written
+    finally:
+        lock.release()
+
+
+def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path, *, writes: bool) -> None:
+    """Encodes a split together with the other processes; those that write keep the features."""
+    rows, texts = dataset.in_order()
+    sides = (
+        (
+            "images",
+            (image for image, _ in encoder.batches(rows, "Caching image features", tower_states)),
+        ),
+        (
+            "captions",
+            (text for _, text in encoder.batches(texts, "Caching text features", tower_states)),
+        ),
+    )
+    if not writes:
+        for _, batches in sides:
+            deque(batches, maxlen=0)
+        return
+    partial = done.with_name(f"{done.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        rows, texts = dataset.in_order()
-        images = encoder.batches(rows, "Caching image features", tower_states)
-        TokenStore.write(partial / "images", (image for image, _ in images))
-        captions = encoder.batches(texts, "Caching text features", tower_states)
-        TokenStore.write(partial / "captions", (text for _, text in captions))
+        for name, batches in sides:
+            TokenStore.write(partial / name, batches)
         about = {
             "encoder": encoder.model.encoder.config.model_type,
             "images": len(dataset.images()),
@@ -129,6 +170,8 @@ def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path) -> None
         partial.rename(done)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # gone already if all went well
+    size = sum(file.stat().st_size for file in done.rglob("*"))
+    logger.info("Token features written to %s: %.1f MB.", done, size / 1e6)
 
 
 def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:

@@ -120,6 +120,7 @@ class Feedback:
         dev = self.encoder.split(self.dev_split, "Feedback trial")
 
         def trial(probability: Tensor) -> float:
+            self.encoder.processes.copy_from_first([probability])
             return evaluate_retrieval(self.model, dev, column_weights(probability))["rsum"]
 
         return refine_style(
@@ -139,6 +140,7 @@ class Feedback:
         dev = self.encoder.split(trial_part(self.dev_split), "Feedback trials", encoder_columns)
 
         def trial(form: Tensor) -> float:
+            self.encoder.processes.copy_from_first([form])
             return evaluate_form(self.model, dev, form)["rsum"]
 
         candidates = tqdm(

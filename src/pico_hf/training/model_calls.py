@@ -29,6 +29,21 @@ def pair_loss(outputs: Mapping[str, Any]) -> Tensor:
     return logits.sum() * 0
 
 
+def loss_of_batch(
+    function: Callable[..., Tensor] | None, items: Tensor | int | None, outputs: Mapping[str, Any]
+) -> Tensor:
+    """The loss of a batch by the user's own function, if there is one.
+
+    Args:
+        function: `compute_loss_func` of a trainer, or None.
+        items: What it gets as `num_items_in_batch`.
+        outputs: Of a [`PicoModel`].
+    """
+    if function is not None:
+        return function(outputs, None, num_items_in_batch=items)
+    return pair_loss(outputs)
+
+
 def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A function that makes a model of a trial or of nothing, since `Trainer` counts its arguments.
 

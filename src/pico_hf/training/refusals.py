@@ -6,12 +6,14 @@ transformers together.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from pico_hf.core.processes import batch_statistics
 from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
@@ -47,6 +49,8 @@ _SHARDED = (
     "whole splits are encoded by whole models, and this one would be in parts. Start several "
     "processes with `torchrun`, each of which holds the model."
 )
+# What `accelerate launch` sets; on a CPU it would be ignored in silence.
+_LAUNCHERS = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 _LIGER = "Liger has kernels for language models only. Leave it out."
 
 REFUSED: dict[str, Refusal] = {
@@ -102,6 +106,9 @@ def check_arguments(args: Any) -> None:
         value = getattr(args, name, None)  # an older transformers may lack it
         if value is not None and not refusal.allowed(value):
             raise ValueError(f"`{name}` cannot be {value!r}: {refusal.reason}")
+    for name, variable in _LAUNCHERS.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise ValueError(f"`accelerate launch` asks for {name} (`{variable}`): {_SHARDED}")
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:
@@ -177,6 +184,30 @@ def _check_frozen(args: PicoTrainingArguments, model_init: Any, collator: Any) -
         )
 
 
+def check_mini_batches(args: PicoTrainingArguments, model: nn.Module) -> None:
+    """Refuses `mini_batch_size` where its gradients would not be those of the whole batch.
+
+    Raises:
+        ValueError: If a BatchNorm is trained, or if the optimizer steps inside of a backward.
+    """
+    if args.mini_batch_size is None:
+        return
+    training = model.training
+    moving = batch_statistics(model.train())
+    model.train(training)
+    if moving:
+        raise ValueError(
+            "`mini_batch_size` does not go with a BatchNorm that is trained, whose statistics are "
+            "those of a whole batch. Leave it out, pass `gradient_checkpointing=True`, or freeze "
+            "the towers with `freeze_encoder=True`."
+        )
+    if getattr(args.optim, "value", args.optim) in ("lomo", "adalomo"):
+        raise ValueError(
+            f"`mini_batch_size` does not go with `optim={args.optim!r}`, which changes weights "
+            "before all gradients are there. Choose another `optim`."
+        )
+
+
 def check_devices(args: PicoTrainingArguments, model: Any) -> None:
     """Refuses several GPUs in one process, and several processes that could not train together.
 
@@ -192,6 +223,13 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
             f"One process sees {args.n_gpu} GPUs. Start one process for each with `torchrun "
             f"--nproc_per_node {args.n_gpu} your_script.py`, or show it one GPU with "
             "`CUDA_VISIBLE_DEVICES=0`."
+        )
+    if args.world_size > 1 and not (
+        args.dataloader_drop_last or args.accelerator_config.even_batches
+    ):
+        raise ValueError(
+            "`even_batches=False` would give some processes fewer batches, and the others would "
+            "wait for ever. Pass `dataloader_drop_last=True`, or leave it out."
         )
     chosen = args.ddp_find_unused_parameters is not None or args.ddp_static_graph is not None
     if args.world_size > 1 and _reentrant(args) and not chosen:

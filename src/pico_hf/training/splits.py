@@ -169,8 +169,10 @@ def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> N
             f"`train_dataset` must have at least 2 images, got {len(split)}: the other pairs of a "
             "batch are its negatives."
         )
-    if len(split) < args.per_device_train_batch_size and args.dataloader_drop_last:
+    batch = args.per_device_train_batch_size * args.world_size
+    if len(split) < batch and args.dataloader_drop_last:
+        shared = f" for {args.world_size} processes" if args.world_size > 1 else ""
         raise ValueError(
-            f"`train_dataset` must have at least one batch of {args.per_device_train_batch_size} "
-            f"images, got {len(split)}. Lower `per_device_train_batch_size`."
+            f"`train_dataset` must have at least one batch of {batch} images{shared}, got "
+            f"{len(split)}. Lower `per_device_train_batch_size`."
         )

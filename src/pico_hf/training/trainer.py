@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from copy import copy
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,28 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
+from pico_hf.core.processes import Processes
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.hub.adapter_files import base_model
+from pico_hf.hub.adapter_files import base_model, live_module
 from pico_hf.hub.loading import save_companions
 from pico_hf.hub.weights import refuse_mixture
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
+from pico_hf.training.cached_gradients import CachedGradients
 from pico_hf.training.checkpoint_files import check_checkpoint
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
-from pico_hf.training.model_calls import pair_loss, without_options
+from pico_hf.training.model_calls import loss_of_batch, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
     check_arguments,
     check_combinations,
     check_devices,
+    check_mini_batches,
     check_model,
 )
 from pico_hf.training.splits import (
@@ -118,6 +122,7 @@ class PicoTrainer(Trainer):
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
         self.callback_handler.callbacks.insert(0, callback)
+        self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
     def _prepare(model: nn.Module, args: PicoTrainingArguments) -> None:
@@ -125,6 +130,7 @@ class PicoTrainer(Trainer):
         check_model(model, args)
         if args.freeze_encoder:
             base_model(model).freeze_towers()
+        check_mini_batches(args, model)
 
     @staticmethod
     def _collator(processing_class: Any, model: nn.Module) -> PicoCollator:
@@ -168,6 +174,11 @@ class PicoTrainer(Trainer):
         return base_model(self.accelerator.unwrap_model(self.model))
 
     @property
+    def processes(self) -> Processes:
+        """The processes that train one model."""
+        return Processes.all()
+
+    @property
     def feedback(self) -> Feedback:
         """Builds and judges column weights with the model and the splits that are here now."""
         return self.feedback_class(
@@ -188,7 +199,9 @@ class PicoTrainer(Trainer):
         with a handful of pairs, all candidates for canonical columns count alike. Checkpoints of a
         run hold the network before its alignment; `save_model` saves it aligned.
         """
-        for report in self.feedback.construct():
+        reports = self.feedback.construct()
+        self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
+        for report in reports:
             weights = self.pico_model.column_weights
             self.log(
                 {
@@ -228,9 +241,11 @@ class PicoTrainer(Trainer):
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:
-            return ranked(self.pico_model, split, metric_key_prefix)
-        user = self.compute_metrics, self.preprocess_logits_for_metrics
-        return predicted(self.pico_model, split, metric_key_prefix, *user)
+            output = ranked(self.pico_model, split, metric_key_prefix)
+        else:
+            user = self.compute_metrics, self.preprocess_logits_for_metrics
+            output = predicted(self.pico_model, split, metric_key_prefix, *user)
+        return output._replace(metrics=self.processes.same(output.metrics))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Takes raw rows too, as `evaluate(test_dataset)` gets them."""
@@ -267,6 +282,7 @@ class PicoTrainer(Trainer):
             disable_tqdm=self.args.disable_tqdm,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
             offload=self.args.eval_accumulation_steps is not None,
+            processes=self.processes,
         )
 
     # ---- files ----------------------------------------------------------------------------
@@ -315,6 +331,14 @@ class PicoTrainer(Trainer):
 
     # ---- training -------------------------------------------------------------------------
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Batches of one step, see `Trainer.get_batch_samples`; knows which pairs are repeated."""
+        taken = super().get_batch_samples(epoch_iterator, num_batches, device)
+        distributed.mark_repeated_pairs(taken[0], self.accelerator.gradient_state, self.processes)
+        return taken
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -324,31 +348,25 @@ class PicoTrainer(Trainer):
     ) -> Any:
         """Hands the warm-up's ramp to the model; see `Trainer.compute_loss` for the arguments.
 
-        A batch of one pair, as the last one of an epoch may be, has no negatives and a loss of 0.
+        Each process has the loss of the pairs of all; of a single pair it is 0, without negatives.
         """
         epoch, warmup = self.state.epoch or 0.0, self.args.prototype_warmup_epochs
         ramp = epoch / warmup if epoch < warmup else None
-        outputs = model(**inputs, loss_ramp=ramp)
-        if self.compute_loss_func is not None:
-            loss = self.compute_loss_func(outputs, None, num_items_in_batch=num_items_in_batch)
+        whole = distributed.whole_batch_inputs(inputs, self.pico_model, self.processes)
+        loss_of = partial(loss_of_batch, self.compute_loss_func, num_items_in_batch)
+        if self.args.mini_batch_size is None:
+            outputs = model(**whole, loss_ramp=ramp)
+            loss = loss_of(outputs)
         else:
-            loss = pair_loss(outputs)
+            later = partial(self.accelerator.no_sync, model)
+            cached = CachedGradients(model, self.pico_model, self.args.mini_batch_size, later)
+            loss, outputs = cached.loss(whole, loss_of, ramp)
         return (loss, outputs) if return_outputs else loss
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """Lets processes train with parameters that no loss reaches.
-
-        A pooler after the tokens or the scale of a hinge loss gets no gradient, and stock code
-        looks for such parameters only without gradient checkpointing.
-        """
-        if self.args.ddp_find_unused_parameters is None:
-            args, self.args = self.args, copy(self.args)
-            self.args.ddp_find_unused_parameters = True
-            try:
-                return super()._build_accelerator_args(**kwargs)
-            finally:
-                self.args = args
-        return super()._build_accelerator_args(**kwargs)
+        """Lets processes train with parameters that no loss reaches."""
+        with distributed.looking_for_unused_parameters(self):
+            return super()._build_accelerator_args(**kwargs)
 
     def _update_auto_batch_size(self, batch_size: int) -> None:
         """Stops looking for a batch size where there are no negatives any more."""

@@ -1,0 +1,188 @@
+"""Training runs of one or several processes that are to end alike; started by test_processes.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.distributed as dist
+
+from tiny import tiny_encoder, tiny_rows
+from tiny_trainer import BARE, tiny_model, tiny_trainer
+
+BATCH = 12  # pairs per step, of all processes together
+STEPS = 20
+
+
+def ragged_rows(images: int) -> datasets.Dataset:
+    """One to four captions per image, of one to six words."""
+    rows = tiny_rows(images).to_dict()
+    words = ["red", "green", "blue", "white", "big", "small", "square", "disc"]
+    for number, captions in enumerate(rows["captions"]):
+        more = [" ".join(words[(number + n) % 8 :][: n + 1]) for n in range(number % 3)]
+        rows["captions"][number] = captions[: 1 + number % 2] + [text for text in more if text]
+    return datasets.Dataset.from_dict(rows, features=tiny_rows(1).features)
+
+
+def run(folder: Path, processes: int, model: Any = None, options: Any = None, **knobs: Any):
+    """Trains 20 steps, by plain gradient descent unless something else is wanted.
+
+    AdamW turns the rounding of gradients that are zero into steps of full length.
+    """
+    trainer = tiny_trainer(
+        folder,
+        {"train_dataset": ragged_rows(29), "model": model or tiny_model(loss="infonce")}
+        | (options or {}),
+        **{
+            "per_device_train_batch_size": BATCH // processes,
+            "dataloader_drop_last": False,
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "tower_learning_rate": 0.05,
+            "lr_scheduler_type": "constant",
+            "max_steps": STEPS,
+            "ddp_backend": "gloo" if processes > 1 else None,
+            **knobs,
+        },
+    )
+    before = flat(trainer.pico_model)
+    trainer.train()
+    assert trainer.state.global_step == knobs.get("max_steps", STEPS)
+    return trainer, before
+
+
+def flat(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def result(trainer: Any, before: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights and how far they went, losses, metrics, and every buffer."""
+    history = trainer.state.log_history
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    metrics = [
+        value
+        for entry in history
+        for name, value in sorted(entry.items())
+        if re.fullmatch(r"eval_(i2t|t2i|rsum).*", name)
+    ]
+    state = {name: buffer.clone() for name, buffer in trainer.pico_model.named_buffers()}
+    weights = flat(trainer.pico_model)
+    return {
+        "weights": weights,
+        "moved": (weights - before).abs().max(),
+        "losses": torch.tensor(losses),
+        "metrics": torch.tensor(metrics),
+    } | {f"buffer {name}": buffer for name, buffer in state.items()}
+
+
+def trained(folder: Path, processes: int, **knobs: Any) -> dict[str, torch.Tensor]:
+    return result(*run(folder, processes, **{**BARE, **knobs}))
+
+
+def of_loss(loss: str) -> Callable[..., dict[str, torch.Tensor]]:
+    def train(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+        # The hinge loss is summed over pairs, so its gradients are larger.
+        rate = 0.002 if loss == "hinge" else 0.05
+        rates = {"learning_rate": rate, "tower_learning_rate": rate}
+        return trained(folder, processes, model=tiny_model(loss=loss), **rates)
+
+    return train
+
+
+def with_lora(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model
+
+    from pico_hf import pico_lora_config
+
+    model = tiny_model(loss="infonce")
+    adapted = get_peft_model(model, pico_lora_config(model, dropout=0.0))
+    return trained(folder, processes, model=adapted)
+
+
+def frozen(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    return trained(
+        folder, processes, freeze_encoder=True, feature_cache_dir=str(folder / "features")
+    )
+
+
+def checkpointed(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    return trained(folder, processes, gradient_checkpointing=True, gradient_accumulation_steps=2)
+
+
+def in_mini_batches(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Two pairs at a time, with what goes along; one process takes its batches whole."""
+    return trained(
+        folder,
+        processes,
+        mini_batch_size=2 if processes > 1 else None,
+        gradient_checkpointing=True,
+        gradient_accumulation_steps=2,
+    )
+
+
+def of_identities(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Every two images are one product; the last batch of an epoch has one pair."""
+    from pico_hf import ImageTextDataset
+
+    rows = ragged_rows(25)
+    rows = rows.add_column("product", [f"{number // 2}" for number in range(25)])
+    train = ImageTextDataset(rows, image_id_column="product")
+    return trained(folder, processes, options={"train_dataset": train})
+
+
+def refined(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Style prototypes while training, chosen by their effect on the dev split."""
+    model = tiny_model(loss="infonce", estimator="paper")
+    knobs = {"prototype_warmup_epochs": 1.0, "per_device_eval_batch_size": 4}
+    return result(*run(folder, processes, model=model, **knobs))
+
+
+def aligned(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Canonical columns after training."""
+    return result(*run(folder, processes, per_device_eval_batch_size=5))
+
+
+def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Towers whose running statistics depend on the batches that a process sees."""
+    from pico_hf import PicoModel
+
+    torch.manual_seed(0)
+    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    # Nothing is read back from a checkpoint, which would make processes equal.
+    own = folder / os.environ.get("RANK", "0")
+    knobs = {"max_steps": 4, "load_best_model_at_end": False}
+    found = result(*run(own, processes, model=model, **knobs))
+    files = [path.name for path in own.rglob("*") if path.is_file()]
+    wrote = [name for name in files if not name.startswith("rng_state")]
+    return found | {"wrote": torch.tensor(bool(wrote))}
+
+
+RUNS = {
+    "hinge": of_loss("hinge"),
+    "infonce": of_loss("infonce"),
+    "sigmoid": of_loss("sigmoid"),
+    "lora": with_lora,
+    "frozen": frozen,
+    "checkpointed": checkpointed,
+    "mini_batches": in_mini_batches,
+    "identities": of_identities,
+    "refined": refined,
+    "aligned": aligned,
+    "batch_norm": batch_norm,
+}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    for name in names:
+        torch.save(RUNS[name](folder / name, count), folder / f"{name}-{rank}.pt")
+        dist.barrier()
+    assert dist.get_world_size() == count > 1
+    dist.destroy_process_group()
