@@ -180,8 +180,8 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
 
     Raises:
         ValueError: If one process sees several GPUs, over which the model is not spread: a batch
-            and its negatives would be split. If several processes checkpoint reentrantly, which
-            fails with parameters that no loss reaches.
+            and its negatives would be split. If several processes are to save on SIGTERM. If they
+            checkpoint reentrantly, which fails with parameters that no loss reaches.
     """
     places: Mapping[str, Any] = getattr(model, "hf_device_map", None) or {}
     spread = len({place for place in places.values() if place not in ("cpu", "disk")}) > 1
@@ -190,6 +190,11 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
             f"One process sees {args.n_gpu} GPUs. Start one process for each with `torchrun "
             f"--nproc_per_node {args.n_gpu} your_script.py`, or show it one GPU with "
             "`CUDA_VISIBLE_DEVICES=0`."
+        )
+    if args.world_size > 1 and args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` does not go with several processes, which get SIGTERM at "
+            "different steps. Leave it out and choose a smaller `save_steps`."
         )
     chosen = args.ddp_find_unused_parameters is not None or args.ddp_static_graph is not None
     if args.world_size > 1 and _reentrant(args) and not chosen:

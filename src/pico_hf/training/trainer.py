@@ -12,16 +12,12 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
-from transformers.utils import ADAPTER_SAFE_WEIGHTS_NAME
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.hub.adapter_files import base_model
-from pico_hf.hub.adapter_loading import check_weights
-from pico_hf.hub.files import check_safetensors, checked_tensors
 from pico_hf.hub.loading import save_companions
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.cache_folder import default_cache_dir
@@ -37,6 +33,7 @@ from pico_hf.training.refusals import (
     check_devices,
     check_model,
 )
+from pico_hf.training.resumable import ResumableTrainer
 from pico_hf.training.splits import (
     as_pairs,
     check_best_metric,
@@ -48,7 +45,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(Trainer):
+class PicoTrainer(ResumableTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -150,9 +147,11 @@ class PicoTrainer(Trainer):
         `ignore_keys_for_eval` has no effect, since an evaluation keeps no outputs of batches.
         """
         self.args = fit_to_splits(self.args, self.train_dataset, self.eval_dataset)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _before_loading(self) -> None:
         if self.train_dataset is not None:
             self._fit_probe(self.pico_model)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _fit_probe(self, model: nn.Module) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
@@ -270,18 +269,6 @@ class PicoTrainer(Trainer):
         )
 
     # ---- files ----------------------------------------------------------------------------
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        """Refuses damaged weights before the live model changes."""
-        adapted = self.pico_model is not self.model
-        for file in sorted(Path(resume_from_checkpoint).glob("*.safetensors")):
-            if adapted and file.name == ADAPTER_SAFE_WEIGHTS_NAME:
-                check_weights(self.model, checked_tensors(file))
-            else:
-                check_safetensors(file)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Adds to a saved adapter what peft does not know: prototypes and configuration."""
