@@ -172,8 +172,13 @@ def prune(run: Path, limit: int | None, *kept: str | os.PathLike | None) -> None
 # ---- finding -----------------------------------------------------------------------------------
 
 
-def damage(folder: Path) -> str | None:
-    """What a checkpoint lacks, None if it is whole."""
+def damage(folder: Path, *, sizes: bool = True) -> str | None:
+    """What a checkpoint lacks, None if it is whole.
+
+    Args:
+        folder: Of the checkpoint.
+        sizes: False asks only whether every file is there, for who reads them anyway.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         return f"has no {MANIFEST}"
@@ -187,7 +192,7 @@ def damage(folder: Path) -> str | None:
         there = folder / name
         if not there.is_file():
             return f"lacks {name}"
-        if there.stat().st_size != size:
+        if sizes and there.stat().st_size != size:
             return f"has {there.stat().st_size} of {size} bytes of {name}"
     return None
 

@@ -86,7 +86,7 @@ def chosen_checkpoint(resume: str | bool, output_dir: Path, facts: Mapping[str, 
             "which is no folder."
         )
     _refuse_pickled(folder)
-    if reason := damage(folder):
+    if reason := damage(folder, sizes=False):
         raise ValueError(
             f"The checkpoint '{folder}' is not whole: it {reason}. Resume from another one, or "
             "from the newest whole one of `output_dir` with `resume_from_checkpoint=True`."
