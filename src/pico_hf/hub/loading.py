@@ -23,6 +23,7 @@ from pico_hf.hub.adapter_files import has_adapter
 from pico_hf.hub.adapter_loading import merge_adapter
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import NoSafetensorsError, converted_revision
+from pico_hf.hub.permissions import ordinary_permissions
 from pico_hf.hub.prototype_files import PicoPrototypes, save_prototypes
 from pico_hf.hub.remote_code import write_modules
 from pico_hf.hub.source import check_source, safe_options
@@ -175,6 +176,7 @@ def save_model(
     options.setdefault("save_original_format", False)
     save_stock(folder, **options)
     if options.get("is_main_process", True):
+        ordinary_permissions(folder, "model*.safetensors")
         save_prototypes(model, folder)
         if model._auto_class is not None:
             write_modules(folder)
@@ -191,6 +193,7 @@ def save_companions(model: Any, folder: str | os.PathLike) -> None:
     """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    ordinary_permissions(folder, "adapter_model*.safetensors")
     save_prototypes(model, folder)
 
 

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from pico_hf.training.checkpoints import SAVING, prune, put_in_place, run_lock, saving, tidy
 from pico_hf.training.interruption import replace_stock_callback, sigterm_saves
+from pico_hf.training.pushing import upload_checkpoint, write_arguments
 from pico_hf.training.resuming import (
     asked_for,
     best_of,
@@ -65,7 +66,7 @@ class ResumableTrainer(Trainer):
         return super()._get_output_dir(trial) if self._staged is None else str(self._staged)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Writes a checkpoint beside its place, and renames it when it is whole."""
+        """Writes a checkpoint beside its place, renames it when it is whole, and uploads it."""
         run = Path(self._get_output_dir(trial))
         name, main = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}", self.args.should_save
         with saving(run, name) if main else nullcontext(run / SAVING / name) as staged:
@@ -112,6 +113,12 @@ class ResumableTrainer(Trainer):
         else:
             super()._run_epoch(**kwargs)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Saves the model, with arguments that can be read and hold no secret."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            write_arguments(Path(output_dir or str(self.args.output_dir)), self.args)
+
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
@@ -123,3 +130,12 @@ class ResumableTrainer(Trainer):
         """Refuses damaged or missing weights before the live model changes."""
         check_checkpoint_weights(Path(str(self.state.best_model_checkpoint)), self.model)
         super()._load_best_model()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Uploads nothing from a folder that has not its name yet."""
+        if self._staged is None:
+            self._publish(Path(checkpoint_folder))
+
+    def _publish(self, checkpoint: Path) -> None:
+        """Uploads what a checkpoint holds."""
+        upload_checkpoint(self, checkpoint)

@@ -276,15 +276,15 @@ class PicoTrainer(ResumableTrainer):
         if self.args.should_save and self.pico_model is not self.model:
             save_companions(self.pico_model, output_dir or self.args.output_dir)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _publish(self, checkpoint: Path) -> None:
         """Adds prototypes, model card and plots of this very moment to the pushed folder first."""
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         skipped = running and not self.args.hub_always_push  # an upload is reading the folder
         wanted = self.args.hub_strategy != HubStrategy.END and not skipped
         if self.is_world_process_zero() and wanted:
-            copy_model_files(Path(checkpoint_folder), Path(self.args.output_dir))
+            copy_model_files(checkpoint, Path(self.args.output_dir))
             self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)
+            super()._publish(checkpoint)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Writes a model card with numbers and plots; one written by somebody else stays.
