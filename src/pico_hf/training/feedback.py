@@ -27,6 +27,7 @@ from pico_hf.core.construction import (
     refine_style,
 )
 from pico_hf.core.fusion import FusionRule, normalised_gain
+from pico_hf.core.metrics import NotNumbersError
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
@@ -120,7 +121,7 @@ class Feedback:
         dev = self.encoder.split(self.dev_split, "Feedback trial")
 
         def trial(probability: Tensor) -> float:
-            return evaluate_retrieval(self.model, dev, column_weights(probability))["rsum"]
+            return _rsum(lambda: evaluate_retrieval(self.model, dev, column_weights(probability)))
 
         return refine_style(
             live_module(self.model.prototypes),
@@ -139,7 +140,7 @@ class Feedback:
         dev = self.encoder.split(trial_part(self.dev_split), "Feedback trials", encoder_columns)
 
         def trial(form: Tensor) -> float:
-            return evaluate_form(self.model, dev, form)["rsum"]
+            return _rsum(lambda: evaluate_form(self.model, dev, form))
 
         candidates = tqdm(
             CANDIDATES, "Feedback trials", disable=self.encoder.disable_tqdm, leave=False
@@ -151,6 +152,14 @@ class Feedback:
         probe = self.train.probe(self.model.config.probe_size)
         batches = self.encoder.batches(probe, "Probe statistics")
         return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+
+
+def _rsum(metrics: Callable[[], dict[str, float]]) -> float:
+    """The rSum of a trial; NaN if its scores hold NaN, which counts for nothing."""
+    try:
+        return metrics()["rsum"]
+    except NotNumbersError:
+        return math.nan
 
 
 def trial_part(split: ImageTextDataset) -> ImageTextDataset:
