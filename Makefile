@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
 EFFECT := outputs/effect-smoke
+KILLS := 30
+MINUTES := 10
 
-.PHONY: help install demo encoders effect-smoke format check test test-slow test-all
+.PHONY: help install demo encoders chaos effect-smoke format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
 	@echo "make test      the fast tests, about a minute and a half once things are installed"
 	@echo "make test-slow the slow tests; make test-all: both"
 	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make effect-smoke  a miniature of the effect study on the embedded drawings, minutes"
+	@echo "make chaos     kills short runs at random, resumes them, compares the ends bit for bit"
 	@echo "make check     lint, formatting, types"
 	@echo "make format    rewrite the files as check wants them"
 	@echo "make install   the package with all extras, editable"
@@ -33,6 +36,9 @@ test-all: $(VENV)/.pico-test
 
 encoders: $(VENV)/.pico-test
 	$(BIN)/python tests/encoder_report.py
+
+chaos: $(VENV)/.pico-test
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos.py --kills $(KILLS) --minutes $(MINUTES)
 
 effect-smoke: $(VENV)/.pico-demo
 	$(BIN)/python benchmarks/effect/features.py --corpora drawings --towers lite0 \

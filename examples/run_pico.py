@@ -337,3 +337,8 @@ if __name__ == "__main__":
         main()
     except (ImportError, ValueError, OSError) as error:  # bad input is answered by one line
         sys.exit(f"run_pico: {error}")
+    except KeyboardInterrupt:
+        logger.error(
+            "run_pico: stopped. Go on from the newest checkpoint with --resume_from_checkpoint=True"
+        )
+        sys.exit(130)

@@ -1,8 +1,10 @@
 """The example script: options, errors before anything is written, and the whole job in small."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,23 @@ def test_the_job_with_lora_leaves_an_adapter_and_its_page(tmp_path):
     assert {"prototypes.safetensors", "README.md", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
     assert "load_adapter_model" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    options = ["--max_train_samples=128", "--max_eval_samples=60", "--num_train_epochs=40"]
+    options += ["--image_size=64", "--probe_size=64", "--output_dir=out", "--disable_tqdm=True"]
+    options += ["--per_device_train_batch_size=32"]
+    command = [sys.executable, str(SCRIPT), *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/checkpoint-*")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip().splitlines()[-1].startswith("run_pico: stopped. Go on from the newest")
+    assert "Traceback" not in said
+    options[2] = "--num_train_epochs=3"
+    again = run(*options, "--resume_from_checkpoint=True", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr[-2000:]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pico_hf.encoders.table import table_row
 from pico_hf.encoders.tokens import FALLBACK
 from pico_hf.hub.files import find_file
 from pico_hf.hub.new_folder import check_new
+from pico_hf.hub.permissions import ordinary_permissions
 from pico_hf.modeling_pico import PicoModel
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -56,11 +57,10 @@ def export_encoder(
         )
     if any(".lora_" in name or ".modules_to_save." in name for name, _ in model.named_parameters()):
         raise ValueError("`model` holds an adapter. Merge it first: `merge_and_unload()`.")
-    if not fold:
+    folded = _folded(last_linears(encoder), _column_maps(model)) if fold else nullcontext()
+    with folded:
         encoder.save_pretrained(folder, **kwargs)
-        return
-    with _folded(last_linears(encoder), _column_maps(model)):
-        encoder.save_pretrained(folder, **kwargs)
+    ordinary_permissions(folder, "model*.safetensors")
 
 
 def check_target(source: str | os.PathLike, target: str | os.PathLike) -> None:

@@ -11,7 +11,7 @@ SCHEDULERS_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 SMALLER_IS_BETTER = ("loss", "median_rank")
 
 
-@dataclass
+@dataclass(repr=False)  # a generated one would show `hub_token`
 class PicoTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of image-text retrieval, and PICO's own.
 
@@ -136,6 +136,13 @@ class PicoTrainingArguments(TrainingArguments):
             raise ValueError(f"`mini_batch_size` must be >= 1, got {self.mini_batch_size}.")
         if self.tower_learning_rate is not None and self.tower_learning_rate < 0:
             raise ValueError(f"`tower_learning_rate` must be >= 0, got {self.tower_learning_rate}.")
+
+    def __str__(self) -> str:
+        """All values, without the token wherever it stands."""
+        text = super().__str__()
+        return text.replace(self.hub_token, "[hidden]") if self.hub_token else text
+
+    __repr__ = __str__
 
     def _fit_evaluation(self) -> None:
         """Makes evaluation, saving and the choice of the best model fit each other.

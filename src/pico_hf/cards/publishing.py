@@ -17,6 +17,7 @@ from pico_hf.training_args import PicoTrainingArguments
 
 MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep your own text. -->"
 _PUBLISHED = (".safetensors", ".json", ".py")
+_OF_THE_RUN = ("trainer_state.json", "pico_checkpoint.json")
 _SHOWN = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
 
 
@@ -31,7 +32,7 @@ def copy_model_files(checkpoint: Path, folder: Path) -> None:
         folder: The folder that is pushed.
     """
     for path in sorted(checkpoint.iterdir()):
-        if path.suffix in _PUBLISHED and path.name != "trainer_state.json":
+        if path.suffix in _PUBLISHED and path.name not in _OF_THE_RUN:
             shutil.copy(path, folder / path.name)
     remove_stale(folder, sharded=is_sharded(checkpoint))
 

@@ -123,6 +123,16 @@ def public_text(text: str) -> str:
     return "".join([*parts, _PATH.sub(r"\1", text[end:])])
 
 
+def is_secret_name(name: str) -> bool:
+    """Tells whether an argument of this name holds a secret.
+
+    Example:
+        >>> is_secret_name("hub_token"), is_secret_name("num_tokens")
+        (True, False)
+    """
+    return _SECRET_NAME.search(name) is not None
+
+
 def public_value(name: str, value: Any) -> Any:
     """Returns an argument's value as a card may show it; see `public_name` and `public_text`.
 
@@ -134,7 +144,7 @@ def public_value(name: str, value: Any) -> Any:
         >>> public_value("hub_token", "abc"), public_value("files", ["/data/a.json"])
         ('[hidden]', ['a.json'])
     """
-    if _SECRET_NAME.search(name) and value is not None:
+    if is_secret_name(name) and value is not None:
         return HIDDEN
     if value is None or isinstance(value, bool | int | float):
         return value

@@ -39,8 +39,8 @@ class Refinement:
 
     Attributes:
         iteration: n, counted from 1.
-        gain: Δ_n, in rSum points.
-        fused_weight: η_n, the share of the proposal when it was fused.
+        gain: Δ_n, in rSum points; 0 for a proposal that was left out.
+        fused_weight: η_n, the share of the proposal when it was fused; 0 if it was left out.
         semantic_probability: p of every column after fusing.
     """
 
@@ -87,26 +87,50 @@ def refine_style(
         fusion: From Δ_n to the share of the new prototypes.
 
     Returns:
-        Iteration, Δ_n, η_n and the new semantic probability.
+        Iteration, Δ_n, η_n and the new semantic probability. A proposal that is not finite, or
+        whose trial is not, is left out, with a warning: all but the recorded performance stays.
     """
     vision, text = propose_style(prototypes, statistics)
-    gain = 0.0
+    proposal, gain = estimate(statistics, vision, text), 0.0
+    if not _finite(vision, text, proposal):
+        return _left_out(prototypes, "The new prototypes")
     if trial is not None and bool(prototypes.has_performance):
-        gain = trial(estimate(statistics, vision, text)) - float(prototypes.performance)
+        gain = trial(proposal) - float(prototypes.performance)
+    if not math.isfinite(gain):
+        return _left_out(prototypes, "The trial of the new prototypes")
     iteration = int(prototypes.iteration) + 1
     log_total = -math.inf if iteration == 1 else float(prototypes.log_total_gain)
     state = FusionState(iteration, gain, log_total, prototypes.feedback_temperature)
     share, log_total = fusion(state)
     vision = prototypes.vision.lerp(vision.to(prototypes.vision), share)
     text = prototypes.text.lerp(text.to(prototypes.text), share)
+    fused = estimate(statistics, vision, text)
+    if not _finite(vision, text, fused):
+        return _left_out(prototypes, "What the new prototypes were fused to")
     prototypes.commit(
         iteration=iteration,
         log_total_gain=log_total,
-        semantic_probability=estimate(statistics, vision, text),
+        semantic_probability=fused,
         vision=vision,
         text=text,
     )
     return Refinement(iteration, gain, share, prototypes.semantic_probability.clone())
+
+
+def _finite(*values: Tensor) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+def _left_out(prototypes: StylePrototypes, what: str) -> Refinement:
+    """Keeps prototypes and weights, and waits for the next evaluation."""
+    logger.warning("%s gave NaN or infinity and was left out: the weights stay as they are.", what)
+    probability, iteration = prototypes.semantic_probability, int(prototypes.iteration)
+    prototypes.commit(
+        iteration=iteration,
+        log_total_gain=float(prototypes.log_total_gain),
+        semantic_probability=probability,
+    )
+    return Refinement(iteration, 0.0, 0.0, probability.clone())
 
 
 # ---- canonical columns -------------------------------------------------------------------------
@@ -182,13 +206,12 @@ def align_columns(
     forms, gains = [], []
     for candidate in candidates:
         forms.append(bilinear_form(moments, candidate))
-        gains.append(trial(forms[-1]) - before if trial else 0.0)
+        gains.append(_gain(forms[-1], trial, before))
     if not forms:
         raise ValueError("`candidates` must hold at least one, got none.")
-    temperature = prototypes.feedback_temperature
-    fused, shares, log_total = fuse_forms(forms, gains, fusion, temperature=temperature)
-    loss = before - trial(fused) if trial else 0.0
-    if loss > 0:
+    fused, shares, log_total = _fuse_finite(prototypes, forms, gains, fusion)
+    loss = -_gain(fused, trial, before) if any(shares) else 0.0
+    if not loss <= 0:  # NaN is no better either
         logger.warning(
             "Canonical columns scored %.1f rSum less than the encoder columns on the dev split, so "
             "the encoder columns stay as they are, with uniform weights.",
@@ -200,9 +223,40 @@ def align_columns(
     )
     probability = prototypes.semantic_probability
     return [
-        Refinement(number, gain, share, probability.clone())
+        Refinement(number, gain if math.isfinite(gain) else 0.0, share, probability.clone())
         for number, (gain, share) in enumerate(zip(gains, shares, strict=True), start=1)
     ]
+
+
+def _gain(form: Tensor, trial: Callable[[Tensor], float] | None, before: float) -> float:
+    """What a candidate brings, NaN if that cannot be told."""
+    if not _finite(form):
+        return math.nan
+    gain = trial(form) - before if trial else 0.0
+    return gain if math.isfinite(gain) else math.nan
+
+
+def _fuse_finite(
+    prototypes: StylePrototypes, forms: list[Tensor], gains: list[float], fusion: FusionRule
+) -> tuple[Tensor, list[float], float]:
+    """`fuse_forms` of the candidates whose gain is a number; the others have a share of 0."""
+    told = [number for number, gain in enumerate(gains) if math.isfinite(gain)]
+    if len(told) < len(gains):
+        logger.warning(
+            "%d of %d candidates for canonical columns gave NaN or infinity and were left out.",
+            len(gains) - len(told),
+            len(gains),
+        )
+    if not told:
+        return torch.eye(len(forms[0]), dtype=forms[0].dtype), [0.0] * len(gains), 0.0
+    fused, some, log_total = fuse_forms(
+        [forms[number] for number in told],
+        [gains[number] for number in told],
+        fusion,
+        temperature=prototypes.feedback_temperature,
+    )
+    shares = dict(zip(told, some, strict=True))
+    return fused, [shares.get(number, 0.0) for number in range(len(gains))], log_total
 
 
 def _identity(prototypes: StylePrototypes, moments: PairMoments) -> Tensor:

@@ -10,6 +10,10 @@ CUTOFFS = (1, 5, 10)
 _ROWS = 64  # images compared at a time: a whole comparison would be counted through an int64 copy
 
 
+class NotNumbersError(ValueError):
+    """Scores that hold NaN cannot be ranked."""
+
+
 def text_to_image_ranks(
     scores: Float[Tensor, "images texts"],
     text_to_image: Int[Tensor, " captions"],
@@ -191,4 +195,6 @@ def _check(scores: Tensor, text_to_image: Tensor, image_ids: Tensor | None) -> N
             f"{tuple(image_ids.shape)}. Give one number per row of `scores`."
         )
     if scores.amax().isnan():  # the maximum of a matrix with a NaN is NaN
-        raise ValueError("`scores` must be numbers, got NaN. Check the features they came from.")
+        raise NotNumbersError(
+            "`scores` must be numbers, got NaN. Check the features they came from."
+        )

@@ -171,7 +171,13 @@ class StylePrototypes(nn.Module):
             log_total_gain: log G_n.
             semantic_probability: p (D,) in [0, 1].
             state: New values of `vision` and `text`, or of `image_basis` and `text_basis`.
+
+        Raises:
+            ValueError: If a value is NaN or infinite; then nothing is changed.
         """
+        for name, value in {"semantic_probability": semantic_probability, **state}.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"`{name}` must be finite, got NaN or infinity.")
         self.iteration.fill_(iteration)
         self.log_total_gain.fill_(log_total_gain if math.isfinite(log_total_gain) else 0.0)
         self.has_performance.fill_(False)

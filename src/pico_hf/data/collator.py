@@ -90,6 +90,8 @@ class PicoCollator:
         A row with several captions becomes as many pairs with one image; `image_ids` then says
         that they are no negatives of each other.
         """
+        if not rows:
+            raise ValueError("`rows` must hold at least one row, got none.")
         batch: dict[str, Tensor] = {}
         image, caption = find_in_row(rows[0], self.image_column, self.caption_column)
         if image is None and caption is None and not rows[0].keys() & _STATES.keys():

@@ -162,6 +162,24 @@ class ImageTextDataset(Dataset):
             digest.update(self.rows._fingerprint.encode())
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """Changes with what a run trains or ranks: images, captions, galleries and identities.
+
+        Unlike `fingerprint` it leaves out a transform, whose name may change from process to
+        process.
+        """
+        digest, numbers = hashlib.sha256(), dict[int, int]()
+        for number, row in enumerate(self.image_order.tolist()):
+            start = self._starts[number]
+            captions = self.caption_order[start : start + self._counts[number]].tolist()
+            own = [self._texts[caption] for caption in captions]
+            shared = numbers.setdefault(int(self.image_ids[row]), len(numbers))
+            digest.update(repr((self._digests[row], own, shared)).encode())
+        galleries = identity_codes(self.gallery[self.image_order].tolist())
+        digest.update(repr(galleries.tolist()).encode())
+        return digest.hexdigest()
+
     def set_epoch(self, epoch: int) -> None:
         """Moves on to the captions of an epoch; accelerate's data loaders call it."""
         self._epoch.fill_(epoch)

@@ -231,14 +231,23 @@ def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
 
 def image_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
     """Runs the image side: `last_hidden_state`, and the projected `pooler_output`."""
+    _check_not_empty("pixel_values", inputs)
     features = encoder_spec(encoder).image.features
     return features(encoder, **inputs) if features else encoder.get_image_features(**inputs)
 
 
 def text_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
     """Runs the text side: `last_hidden_state`, and the projected `pooler_output`."""
+    _check_not_empty("input_ids", inputs)
     features = encoder_spec(encoder).text.features
     return features(encoder, **inputs) if features else encoder.get_text_features(**inputs)
+
+
+def _check_not_empty(name: str, inputs: dict[str, Any]) -> None:
+    """Towers cannot reshape nothing, and would say so in words of their own."""
+    values = inputs.get(name)
+    if values is not None and values.shape[0] == 0:
+        raise ValueError(f"`{name}` must hold at least one row, got none.")
 
 
 def apply_steps(encoder: PreTrainedModel, steps: Sequence[Step], hidden: Tensor) -> Tensor:

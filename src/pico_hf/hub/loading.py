@@ -25,6 +25,7 @@ from pico_hf.hub.adapter_rules import CONFIG_FILE as ADAPTER_CONFIG
 from pico_hf.hub.adapter_rules import names_of
 from pico_hf.hub.errors import plain_build, plain_errors
 from pico_hf.hub.files import NoSafetensorsError, converted_revision
+from pico_hf.hub.permissions import ordinary_permissions
 from pico_hf.hub.prototype_files import PicoPrototypes, save_prototypes
 from pico_hf.hub.remote_code import write_modules
 from pico_hf.hub.source import check_source, safe_options
@@ -186,6 +187,7 @@ def save_model(
     save_stock(folder, **options)
     if options.get("is_main_process", True):
         remove_stale(folder, options.get("variant"))
+        ordinary_permissions(folder, "model*.safetensors")
         save_prototypes(model, folder)
         if model._auto_class is not None:
             write_modules(folder)
@@ -205,6 +207,7 @@ def save_companions(peft_model: Any, folder: str | os.PathLike) -> None:
         write_fields(peft_model, folder)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    ordinary_permissions(folder, "adapter_model*.safetensors")
     save_prototypes(model, folder)
 
 

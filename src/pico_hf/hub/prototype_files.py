@@ -21,6 +21,7 @@ from pico_hf.encoders.tokens import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import find_file, read_json, refuse_pickle
 from pico_hf.hub.fingerprint import encoder_fingerprint
+from pico_hf.hub.permissions import ordinary_permissions
 from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
 from pico_hf.hub.tensors import checked_tensors
 
@@ -141,6 +142,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
         save_file(buffers, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
         (folder / FACTS_FILE).write_text(text, encoding="utf-8")
+        ordinary_permissions(folder, WEIGHTS_FILE)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Uploads the two files and a card; see `PreTrainedModel.push_to_hub` for the arguments."""

@@ -27,6 +27,7 @@ from pico_hf.core.construction import (
     refine_style,
 )
 from pico_hf.core.fusion import FusionRule, normalised_gain
+from pico_hf.core.metrics import NotNumbersError
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
@@ -121,7 +122,7 @@ class Feedback:
 
         def trial(probability: Tensor) -> float:
             self.encoder.processes.copy_from_first([probability])
-            return evaluate_retrieval(self.model, dev, column_weights(probability))["rsum"]
+            return _rsum(lambda: evaluate_retrieval(self.model, dev, column_weights(probability)))
 
         return refine_style(
             live_module(self.model.prototypes),
@@ -141,7 +142,7 @@ class Feedback:
 
         def trial(form: Tensor) -> float:
             self.encoder.processes.copy_from_first([form])
-            return evaluate_form(self.model, dev, form)["rsum"]
+            return _rsum(lambda: evaluate_form(self.model, dev, form))
 
         candidates = tqdm(
             CANDIDATES, "Feedback trials", disable=self.encoder.disable_tqdm, leave=False
@@ -153,6 +154,14 @@ class Feedback:
         probe = self.train.probe(self.model.config.probe_size)
         batches = self.encoder.batches(probe, "Probe statistics")
         return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+
+
+def _rsum(metrics: Callable[[], dict[str, float]]) -> float:
+    """The rSum of a trial; NaN if its scores hold NaN, which counts for nothing."""
+    try:
+        return metrics()["rsum"]
+    except NotNumbersError:
+        return math.nan
 
 
 def trial_part(split: ImageTextDataset) -> ImageTextDataset:

@@ -213,8 +213,8 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
 
     Raises:
         ValueError: If one process sees several GPUs, over which the model is not spread: a batch
-            and its negatives would be split. If several processes checkpoint reentrantly, which
-            fails with parameters that no loss reaches.
+            and its negatives would be split. If several processes are to save on SIGTERM. If they
+            checkpoint reentrantly, which fails with parameters that no loss reaches.
     """
     places: Mapping[str, Any] = getattr(model, "hf_device_map", None) or {}
     spread = len({place for place in places.values() if place not in ("cpu", "disk")}) > 1
@@ -230,6 +230,11 @@ def check_devices(args: PicoTrainingArguments, model: Any) -> None:
         raise ValueError(
             "`even_batches=False` would give some processes fewer batches, and the others would "
             "wait for ever. Pass `dataloader_drop_last=True`, or leave it out."
+        )
+    if args.world_size > 1 and args.enable_jit_checkpoint:
+        raise ValueError(
+            "`enable_jit_checkpoint` does not go with several processes, which get SIGTERM at "
+            "different steps. Leave it out and choose a smaller `save_steps`."
         )
     chosen = args.ddp_find_unused_parameters is not None or args.ddp_static_graph is not None
     if args.world_size > 1 and _reentrant(args) and not chosen:

@@ -12,7 +12,6 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput
 
 from pico_hf.cards.publishing import copy_model_files, write_run_card
@@ -26,7 +25,6 @@ from pico_hf.modeling_pico import PicoModel
 from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
-from pico_hf.training.checkpoint_files import check_checkpoint
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback, FeedbackCallback
@@ -40,6 +38,7 @@ from pico_hf.training.refusals import (
     check_mini_batches,
     check_model,
 )
+from pico_hf.training.resumable import ResumableTrainer
 from pico_hf.training.splits import (
     as_pairs,
     check_best_metric,
@@ -51,7 +50,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(Trainer):
+class PicoTrainer(ResumableTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -156,9 +155,11 @@ class PicoTrainer(Trainer):
         """
         refuse_mixture(self.args.output_dir, adapter=self.pico_model is not self.model)
         self.args = fit_to_splits(self.args, self.train_dataset, self.eval_dataset)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _before_loading(self) -> None:
         if self.train_dataset is not None:
             self._fit_probe(self.pico_model)
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _fit_probe(self, model: nn.Module) -> None:
         """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
@@ -287,14 +288,6 @@ class PicoTrainer(Trainer):
 
     # ---- files ----------------------------------------------------------------------------
 
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        """Refuses damaged or incomplete weights before the live model changes."""
-        live, adapted = self.accelerator.unwrap_model(self.model), self.pico_model is not self.model
-        check_checkpoint(resume_from_checkpoint, live, adapted=adapted)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Adds to a saved adapter what peft does not know: prototypes and configuration."""
         super()._save(output_dir, state_dict)
@@ -303,15 +296,15 @@ class PicoTrainer(Trainer):
                 self.accelerator.unwrap_model(self.model), output_dir or self.args.output_dir
             )
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def _publish(self, checkpoint: Path) -> None:
         """Adds prototypes, model card and plots of this very moment to the pushed folder first."""
         running = self.push_in_progress is not None and not self.push_in_progress.is_done()
         skipped = running and not self.args.hub_always_push  # an upload is reading the folder
         wanted = self.args.hub_strategy != HubStrategy.END and not skipped
         if self.is_world_process_zero() and wanted:
-            copy_model_files(Path(checkpoint_folder), Path(self.args.output_dir))
+            copy_model_files(checkpoint, Path(self.args.output_dir))
             self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)
+            super()._publish(checkpoint)
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Writes a model card with numbers and plots; one written by somebody else stays.
