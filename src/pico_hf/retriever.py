@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.images import as_rgb
-from pico_hf.hub.errors import plain_errors
-from pico_hf.modeling_pico import PicoModel
+from pico_hf.model_and_processor import model_and_processor
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import packed_scores
 
@@ -96,12 +95,8 @@ class PicoRetriever:
         Raises:
             OSError: If there is no model or no processor.
         """
-        model = PicoModel.from_pretrained(source)
-        with plain_errors(source):
-            processor = AutoProcessor.from_pretrained(source)
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), processor, **kwargs)  # type: ignore[arg-type]
+        model, processor = model_and_processor(source)
+        return cls(model if device is None else model.to(device), processor, **kwargs)
 
     # ---- features ----------------------------------------------------------------------------
 
