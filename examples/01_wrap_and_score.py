@@ -10,16 +10,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
-from transformers import AutoProcessor
 
-from pico_hf import PicoCollator, PicoModel
+from pico_hf import PicoRetriever
 
 CLIP = "openai/clip-vit-base-patch32"
 
 
-@torch.no_grad()
 def main(images: Sequence[str], texts: Sequence[str], encoder: str = CLIP) -> Tensor:
     """Prints and returns the scores (images, texts); more is better, 2 is the most.
 
@@ -28,11 +25,8 @@ def main(images: Sequence[str], texts: Sequence[str], encoder: str = CLIP) -> Te
         texts: What the images are compared with.
         encoder: Folder or Hub repository of a dual encoder with its processor.
     """
-    model = PicoModel.from_pretrained(encoder)  # wraps it: w = 1 until columns are estimated
-    collate = PicoCollator(AutoProcessor.from_pretrained(encoder), config=model.config)
-    patches = model.encode_images(**collate([{"image": path} for path in images]))
-    words = model.encode_texts(**collate([{"caption": text} for text in texts]))
-    scores = model.score(patches, words)
+    retriever = PicoRetriever.from_pretrained(encoder)  # w = 1 until columns are estimated
+    scores = retriever.score(images, texts)
     print("", *texts, sep="\t")
     for path, row in zip(images, scores.tolist(), strict=True):
         print(path, *(f"{score:.3f}" for score in row), sep="\t")

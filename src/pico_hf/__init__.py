@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.retriever import Match, PicoRetriever
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.trainer import PicoTrainer
@@ -42,8 +43,10 @@ _LAZY = {
     "EncodedSplit": "pico_hf.core.encoded_split",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
+    "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
+    "PicoRetriever": "pico_hf.retriever",
     "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
@@ -62,12 +65,14 @@ __all__ = [
     "EncoderSpec",
     "ImageTextDataset",
     "ImageTextStream",
+    "Match",
     "PicoCollator",
     "PicoConfig",
     "PicoImageFeatureExtractionPipeline",
     "PicoModel",
     "PicoOutput",
     "PicoPrototypes",
+    "PicoRetriever",
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",

@@ -43,7 +43,7 @@ class SplitEncoder:
     """
 
     model: PreTrainedModel
-    collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]
+    collate: Callable[[list[Any]], Mapping[str, Any]]
     batch_size: int = 64
     num_workers: int = 0
     disable_tqdm: bool = False

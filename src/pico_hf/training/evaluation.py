@@ -120,7 +120,6 @@ def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]
     }
 
 
-@torch.no_grad()
 def split_scores(
     model: PreTrainedModel,
     split: EncodedSplit,
@@ -144,11 +143,44 @@ def split_scores(
     """
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
-    scores = torch.empty(len(image_rows), len(text_rows), device=model.device)
-    for row, some_images in split.images.blocks(image_rows):
-        patches = split.images[some_images].to(model.device)
-        for column, some_texts in split.texts.blocks(text_rows):
-            words = split.texts[some_texts].to(model.device)
+    return packed_scores(
+        model, split.images, split.texts, image_rows, text_rows, column_weights, form
+    )
+
+
+@torch.no_grad()
+def packed_scores(
+    model: PreTrainedModel,
+    images: PackedTokens,
+    texts: PackedTokens,
+    image_rows: Tensor | None = None,
+    text_rows: Tensor | None = None,
+    column_weights: Tensor | None = None,
+    form: Tensor | None = None,
+) -> Tensor:
+    """Scores block by block; for the last two arguments see `evaluate_retrieval`.
+
+    Args:
+        model: Gives scores, and the column weights unless others are tried.
+        images: All of them.
+        texts: Likewise.
+        image_rows: Numbers of those that are scored, in this order; None: all.
+        text_rows: Likewise.
+        column_weights: See `evaluate_retrieval`.
+        form: See `evaluate_retrieval`.
+
+    Returns:
+        (chosen images, chosen texts) fp32, on the model's device.
+    """
+    counts = [
+        len(side) if rows is None else len(rows)
+        for side, rows in ((images, image_rows), (texts, text_rows))
+    ]
+    scores = torch.empty(*counts, device=model.device)
+    for row, some_images in images.blocks(image_rows):
+        patches = images[some_images].to(model.device)
+        for column, some_texts in texts.blocks(text_rows):
+            words = texts[some_texts].to(model.device)
             if form is not None:
                 words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
             scores[row, column] = model.score(patches, words, column_weights)
