@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
@@ -34,7 +34,7 @@ class PackedTokens:
     """
 
     def __init__(
-        self, chunks: list[Float[Tensor, "_ D"]], lengths: list[Int[Tensor, " _"]]
+        self, chunks: list[Shaped[Tensor, "_ D"]], lengths: list[Int[Tensor, " _"]]
     ) -> None:
         self.chunks = chunks
         self.lengths = torch.cat(lengths)

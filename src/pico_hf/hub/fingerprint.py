@@ -33,9 +33,7 @@ def encoder_fingerprint(encoder: PreTrainedModel, projections: list[str]) -> dic
     half = (torch.bfloat16, torch.float16)
     stored = tensors[names[0]].dtype
     return {
-        str(dtype).removeprefix("torch."): _digest(
-            encoder.config.model_type, names, tensors, dtype
-        )
+        str(dtype).removeprefix("torch."): _digest(encoder.config.model_type, names, tensors, dtype)
         for dtype in ((stored,) if stored in half else half)
     }
 

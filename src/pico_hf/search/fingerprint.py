@@ -33,7 +33,7 @@ def image_side_fingerprint(retriever: Any) -> dict[str, Any]:
     return {
         "model_type": model.encoder.config.model_type,
         "tower": encoder_fingerprint(model.encoder, names),
-        "processor": _processor(retriever.processor),
+        "processor": _processor(retriever),
         "calibration": _calibration(model),
     }
 
@@ -64,7 +64,7 @@ def _image_side(retriever: Any) -> list[str]:
     encoder: nn.Module = retriever.model.encoder
     called: set[str] = set()
     hooks = [
-        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
         for name, module in encoder.named_modules()
         if name
     ]
@@ -78,9 +78,10 @@ def _image_side(retriever: Any) -> list[str]:
     return [name for name in encoder.state_dict() if name.startswith(prefixes)]
 
 
-def _processor(processor: Any) -> str:
-    images = getattr(processor, "image_processor", processor)
+def _processor(retriever: Any) -> str:
+    images = retriever.collate.image_processor
     settings = {key: value for key, value in images.to_dict().items() if key not in _BUILDS}
+    settings["background"] = retriever.collate.background
     return _digest(json.dumps(settings, sort_keys=True, default=str).encode())
 
 

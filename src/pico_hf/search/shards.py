@@ -41,9 +41,7 @@ class StoredImage:
     scales: Tensor
 
     @classmethod
-    def of(
-        cls, record: dict[str, Any], pooled: Tensor, tokens: Tensor, dtype: str
-    ) -> StoredImage:
+    def of(cls, record: dict[str, Any], pooled: Tensor, tokens: Tensor, dtype: str) -> StoredImage:
         """From fp32 tokens (tokens, D) of unit length."""
         if dtype == "int8":
             return cls(record, pooled, *quantise(tokens))

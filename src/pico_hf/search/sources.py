@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ class SourceImage:
         name: Of it in messages.
         value: A path, bytes, a PIL image or an array.
         path: Where its file is; None for images in memory.
-        payload: What is kept beside it.
+        payload: What is kept beside it; None leaves what an index has.
         key: Its id as the user names it; None takes its content.
     """
 
     name: str
     value: Any
     path: str | None = None
-    payload: Payload = field(default_factory=dict)
+    payload: Payload | None = None
     key: str | None = None
 
     def read(self) -> tuple[str, Any]:
@@ -179,6 +179,6 @@ class _Rows(Sequence[SourceImage]):
             path, value = (value.get("path"), None) if content is None else (None, content)
         elif isinstance(value, str):
             path = value
-        payload = checked_payload({field: row[field] for field in self.fields}, name)
+        payload = checked_payload({column: row[column] for column in self.fields}, name)
         key = None if self.id_column is None else str(row[self.id_column])
         return SourceImage(name, value, os.path.abspath(path) if path else None, payload, key)

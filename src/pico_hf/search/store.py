@@ -49,6 +49,8 @@ class ImageStore:
         alive: (rows,) False = deleted.
     """
 
+    _packed: tuple[PackedTokens, PackedTokens] | None = None
+
     def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
         self.folder, self._shards_folder = folder, folder / "shards"
         self.manifest: dict[str, Any] = read_manifest(folder)
@@ -96,10 +98,10 @@ class ImageStore:
         """In which tokens are stored."""
         return self.manifest["dtype"]
 
-    def record_of(self, key: str) -> tuple[int, dict[str, Any]] | None:
-        """(row, record) of a living image by its id."""
+    def record_of(self, key: str) -> dict[str, Any] | None:
+        """The record of a living image by its id."""
         row = self.row_of.get(key)
-        return None if row is None else (row, self.records[row])
+        return None if row is None else self.records[row]
 
     def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
         """One image as it is stored, with another record if one is given."""
@@ -110,22 +112,25 @@ class ImageStore:
 
     def tokens(self, rows: Tensor) -> TokenFeatures:
         """Tokens of some rows, padded; in the storage dtype, or fp32 if that is int8."""
+        packed, scales = self._both()
+        tokens = packed[rows]
+        if self.dtype != "int8":
+            return tokens
+        factors = scales[rows].features.squeeze(-1)
+        return TokenFeatures(dequantise(tokens.features, factors), tokens.mask)
+
+    def _both(self) -> tuple[PackedTokens, PackedTokens]:
+        """Tokens and scales of all rows."""
         if self._packed is None:
             lengths = [shard.lengths for shard in self._shards]
             scales = [shard.scales.unsqueeze(1) for shard in self._shards]
-            self._packed = PackedTokens([shard.tokens for shard in self._shards], lengths)
-            self._scales = PackedTokens(scales, lengths)
-        tokens = self._packed[rows]
-        if self.dtype != "int8":
-            return tokens
-        scales = self._scales[rows].features.squeeze(-1)
-        return TokenFeatures(dequantise(tokens.features, scales), tokens.mask)
+            tokens = [shard.tokens for shard in self._shards]
+            self._packed = PackedTokens(tokens, lengths), PackedTokens(scales, lengths)
+        return self._packed
 
     def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """See `PackedTokens.blocks`."""
-        self.tokens(rows[:0])
-        assert self._packed is not None
-        return self._packed.blocks(rows)
+        return self._both()[0].blocks(rows)
 
     def pooled_scores(self, queries: Tensor) -> Tensor:
         """(rows, queries) products of the pooled vectors with queries (queries, D)."""
@@ -180,9 +185,14 @@ class ImageStore:
         self._index_rows()
 
     def compact(self) -> None:
-        """Writes the living rows anew, in few large shards, and removes the old files."""
+        """Writes the living rows anew, in few large shards, and removes the old files.
+
+        Raises:
+            DamagedShardError: If a shard is damaged: its digest must not be replaced.
+        """
+        self.verify()
         manifest = {**self.manifest, "shards": []}
-        for images in self._groups():
+        for images in self.groups():
             name = f"{manifest['next_shard']:06d}"
             manifest["shards"].append(write_shard(self._shards_folder, name, images))
             manifest["next_shard"] += 1
@@ -190,7 +200,13 @@ class ImageStore:
         self._read_shards(verify=False)
         self._clear_leftovers()
 
-    def _groups(self) -> Iterator[list[StoredImage]]:
+    def verify(self) -> None:
+        """Reads every byte and raises DamagedShardError for the first shard that is damaged."""
+        for facts in self.manifest["shards"]:
+            read_shard(self._shards_folder, facts, verify=True)
+
+    def groups(self) -> Iterator[list[StoredImage]]:
+        """The living rows, in parts that fit into one shard each."""
         group: list[StoredImage] = []
         size = 0
         for row in self.alive.nonzero().flatten().tolist():
@@ -251,7 +267,7 @@ class ImageStore:
         self.alive = torch.cat([self.alive, alive])
 
     def _index_rows(self) -> None:
-        self._packed: PackedTokens | None = None
+        self._packed = None
         living = self.alive.nonzero().flatten().tolist()
         self.row_of = {self.records[row]["id"]: row for row in living}
         self.owner_of = {path: row for row in living for path in self.records[row]["paths"]}
@@ -283,5 +299,3 @@ def _as_damaged(error: Exception, facts: dict[str, Any]) -> Exception:
         f"A file of shard {facts['name']} is missing ({error}): {facts['images']} images. Restore "
         "it from a copy, or open the index with damaged='leave_out' and add the same images again."
     )
-
-
