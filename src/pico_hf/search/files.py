@@ -11,7 +11,6 @@ from typing import Any
 PARTIAL = ".partial"
 MANIFEST = "index.json"
 FORMAT, VERSION = "pico-index", 1
-_KEYS = ("dtype", "width", "merging", "encoder", "generation", "next_shard", "shards")
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -59,9 +58,13 @@ def bytes_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def _digest(manifest: dict[str, Any]) -> str:
+    return bytes_digest(json.dumps(manifest, sort_keys=True).encode())
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Makes a change of the index valid: what the manifest does not name is not there."""
-    content = {"format": FORMAT, "version": VERSION, **manifest}
+    content = {"format": FORMAT, "version": VERSION, "digest": _digest(manifest), **manifest}
     write_file(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -78,14 +81,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "with `PicoIndex.create`."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another kind")
-        version = content.pop("version")
-        missing = [key for key in _KEYS if key not in content]
-        if version == VERSION and missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except (ValueError, KeyError, AttributeError) as error:
+        version, digest = content.pop("version"), content.pop("digest")
+        if version == VERSION and digest != _digest(content):
+            raise ValueError("it was changed or cut")
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(path)!r} is no readable index file ({error}). Restore it from a copy, or make "
             "the index anew."
