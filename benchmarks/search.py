@@ -33,7 +33,8 @@ from pico_hf import (
 )
 
 PATCHES, COLUMNS, CONCEPTS = 50, 512, 6
-BARS = {1_000: 0.35, 20_000: 0.05}  # two stages over a scan, depth 100
+DEPTH = 100  # that the bars are for
+BARS = {1_000: 0.35, 20_000: 0.05}  # two stages over a scan
 LOSS = 0.005  # of R@10
 TIMED = 20  # queries
 
@@ -158,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[1_000, 20_000])
     parser.add_argument("--dtype", nargs="+", default=["float16"])
-    parser.add_argument("--depth", type=int, nargs="+", default=[100])
+    parser.add_argument("--depth", type=int, nargs="+", default=[DEPTH])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--noise", type=float, default=2.0, help="beside concepts of length 1")
     parser.add_argument("--pairs", help="a file of images and captions instead")
@@ -178,8 +179,9 @@ def main() -> None:
                     f"| {found['recall']:.3f} | {found['two']:.3f} | {found['shared']:.3f} |",
                     flush=True,
                 )
-                slow = found["ratio"] > BARS.get(len(index), 1.0)
-                missed |= slow or found["recall"] - found["two"] > LOSS
+                if found["depth"] == DEPTH:
+                    slow = found["ratio"] > BARS.get(len(index), 1.0)
+                    missed |= slow or found["recall"] - found["two"] > LOSS
     sys.exit(args.check and missed)
 
 
