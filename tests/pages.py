@@ -19,6 +19,7 @@ CLIP = "openai/clip-vit-base-patch32"
 # As many training rows as a batch of the default size, and enough for the default dev split.
 FILES = {"train.parquet": 128, "dev.parquet": 12, "test.parquet": 12, "icons.parquet": 8}
 IMAGES = ("cat.jpg", "street.jpg", "photo.jpg")
+PHOTOS = {"car.jpg": "red", "sea.jpg": "blue", "wood.png": "green"}  # in a folder
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -58,6 +59,9 @@ def _prepared(folder: Path) -> Path:
         tiny_rows(images).to_parquet(folder / name)
     for name in IMAGES:
         Image.new("RGB", (48, 40), "red").save(folder / name)
+    (folder / "photos").mkdir()
+    for name, colour in PHOTOS.items():
+        Image.new("RGB", (48, 40), colour).save(folder / "photos" / name)
     return folder
 
 

@@ -43,6 +43,25 @@ def test_chosen_items_come_back_token_by_token(packed, items):
         assert torch.equal(tokens, everything[row])
 
 
+@pytest.mark.parametrize("rows", [[3, 4, 5, 6], [5, 6, 7, 8], [13, 0, 5, 6, 6], [7], []])
+@pytest.mark.parametrize("max_bytes", [float("inf"), 0.0])
+def test_items_of_one_length_come_back_as_they_were(rows, max_bytes):
+    features = torch.randn(14, 3, 2, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(14, 3, dtype=torch.bool)
+    parts = [TokenFeatures(features[own], mask[own]) for own in (slice(0, 7), slice(7, 14))]
+    packed = PackedTokens.collect(parts, max_bytes)
+    apart = PackedTokens(list(features.flatten(0, 1).split(21)), [torch.full((7,), 3)] * 2)
+    for tokens in (packed, apart):
+        chosen = tokens[torch.tensor(rows, dtype=torch.long)]
+        assert torch.equal(chosen.features[chosen.mask], features[rows].flatten(0, 1))
+        assert chosen.mask.all() or not rows
+
+
+def test_items_without_tokens_have_none():
+    packed = PackedTokens([torch.zeros(0, 4)], [torch.zeros(3, dtype=torch.long)])
+    assert packed[:].features.shape == (3, 0, 4)
+
+
 def test_padding_is_zero_and_as_long_as_the_longest_chosen_item(packed):
     lengths = [len(tokens) for tokens in real(ragged(0))]
     chosen = packed[:3]

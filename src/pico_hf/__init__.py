@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         PicoZeroShotImageClassificationPipeline,
     )
     from pico_hf.retriever import Match, PicoRetriever
+    from pico_hf.search.index import Hit, PicoIndex
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.trainer import PicoTrainer
@@ -45,9 +46,11 @@ _LAZY = {
     "Explanation": "pico_hf.explanation",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
+    "Hit": "pico_hf.search.index",
     "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
+    "PicoIndex": "pico_hf.search.index",
     "PicoRetriever": "pico_hf.retriever",
     "PicoTrainer": "pico_hf.training.trainer",
     "PicoTrainingArguments": "pico_hf.training_args",
@@ -67,12 +70,14 @@ __all__ = [
     "EncodedSplit",
     "EncoderSpec",
     "Explanation",
+    "Hit",
     "ImageTextDataset",
     "ImageTextStream",
     "Match",
     "PicoCollator",
     "PicoConfig",
     "PicoImageFeatureExtractionPipeline",
+    "PicoIndex",
     "PicoModel",
     "PicoOutput",
     "PicoPrototypes",

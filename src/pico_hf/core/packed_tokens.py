@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
@@ -34,7 +34,7 @@ class PackedTokens:
     """
 
     def __init__(
-        self, chunks: list[Float[Tensor, "_ D"]], lengths: list[Int[Tensor, " _"]]
+        self, chunks: list[Shaped[Tensor, "_ D"]], lengths: list[Int[Tensor, " _"]]
     ) -> None:
         self.chunks = chunks
         self.lengths = torch.cat(lengths)
@@ -47,13 +47,15 @@ class PackedTokens:
         return len(self.lengths)
 
     def __getitem__(self, items: slice | Tensor) -> TokenFeatures:
-        """The chosen items, padded with zeros to the longest of them.
+        """The chosen items, padded with zeros to the longest of them; not to be changed in place.
 
         Args:
             items: A slice, row numbers, or a boolean tensor with one entry per item.
         """
         rows = torch.arange(len(self))[items.cpu() if isinstance(items, Tensor) else items]
         lengths, chunks = self.lengths[rows], self._chunk[rows]
+        if len(rows) and bool((lengths == lengths[0]).all()):
+            return self._unpadded(rows, int(lengths[0]))
         mask = torch.arange(int(lengths.max()) if len(rows) else 1) < lengths.unsqueeze(1)
         position = self._start[rows].unsqueeze(1) + torch.arange(mask.shape[1])
         padded = self.chunks[0].new_zeros(*mask.shape, self.chunks[0].shape[1])
@@ -62,6 +64,18 @@ class PackedTokens:
             chunk = self.chunks[number]
             padded[real.to(chunk.device)] = chunk[position[real].to(chunk.device)]
         return TokenFeatures(padded, mask.to(padded.device))
+
+    def _unpadded(self, rows: Tensor, length: int) -> TokenFeatures:
+        """Items of one length: as they lie in memory where they are neighbours, else copied."""
+        chunks, starts = self._chunk[rows], self._start[rows]
+        apart = (chunks[1:] != chunks[:-1]) | (starts[1:] != starts[:-1] + length)
+        firsts = torch.cat([torch.zeros(1, dtype=torch.long), apart.nonzero().flatten() + 1])
+        counts = torch.diff(firsts, append=torch.tensor([len(rows)])) * length
+        runs = zip(chunks[firsts].tolist(), starts[firsts].tolist(), counts.tolist(), strict=True)
+        pieces = [self.chunks[chunk][start : start + count] for chunk, start, count in runs]
+        tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        features = tokens.view(len(rows), length, tokens.shape[1])
+        return TokenFeatures(features, torch.ones(features.shape[:2]).bool().to(features.device))
 
     def blocks(self, items: Int[Tensor, " chosen"] | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Parts of some items that are small enough to be padded and scored at a time.

@@ -18,7 +18,8 @@ def encoder_fingerprint(encoder: PreTrainedModel, projections: list[str]) -> dic
 
     Args:
         encoder: The dual encoder.
-        projections: Names of the parameters that come after the hidden states.
+        projections: Names of the parameters that come after the hidden states, or of all
+            parameters and buffers that are to be told apart.
 
     Returns:
         Type name → digest. From fp32 there are both half types, so that the same encoder loaded in
@@ -28,12 +29,11 @@ def encoder_fingerprint(encoder: PreTrainedModel, projections: list[str]) -> dic
     names = sorted(
         _in_force(encoder, dict.fromkeys(projections)) or parameters
     )  # some towers end in one space
+    tensors = {**_in_force(encoder, dict(encoder.named_buffers())), **parameters}
     half = (torch.bfloat16, torch.float16)
-    stored = parameters[names[0]].dtype
+    stored = tensors[names[0]].dtype
     return {
-        str(dtype).removeprefix("torch."): _digest(
-            encoder.config.model_type, names, parameters, dtype
-        )
+        str(dtype).removeprefix("torch."): _digest(encoder.config.model_type, names, tensors, dtype)
         for dtype in ((stored,) if stored in half else half)
     }
 

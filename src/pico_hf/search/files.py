@@ -1,0 +1,99 @@
+"""Files of an index: written beside and renamed, so that a reader sees a whole file or none."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+MANIFEST = "index.json"
+FORMAT, VERSION = "pico-index", 1
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file that is there as a whole or not at all, also if power fails.
+
+    Raises:
+        OSError: If it cannot be written, for example on a full disk; says that nothing is lost.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}: {len(content) / 1e6:.1f} MB could not be written to the "
+            "index. What it held before is still there; make room and run the same call again",
+            str(path),
+        ) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename lasts once its folder has reached the disk; Windows cannot open folders."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2 digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def bytes_digest(content: bytes) -> str:
+    """The digest that `file_digest` gives of a file with this content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return bytes_digest(json.dumps(manifest, sort_keys=True).encode())
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Makes a change of the index valid: what the manifest does not name is not there."""
+    content = {"format": FORMAT, "version": VERSION, "digest": _digest(manifest), **manifest}
+    write_file(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Reads what an index consists of.
+
+    Raises:
+        ValueError: If the folder has no index, a damaged one, or one of a newer version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"`folder` must hold an index, got {str(folder)!r}, which has no {MANIFEST}. Make one "
+            "with `PicoIndex.create`."
+        )
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        if content.pop("format") != FORMAT:
+            raise ValueError("it is of another kind")
+        version, digest = content.pop("version"), content.pop("digest")
+        if version == VERSION and digest != _digest(content):
+            raise ValueError("it was changed or cut")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no readable index file ({error}). Restore it from a copy, or make "
+            "the index anew."
+        ) from error
+    if version != VERSION:
+        raise ValueError(
+            f"{str(path)!r} is of version {version}, this package reads {VERSION}. Update pico_hf."
+        )
+    return content

@@ -1,0 +1,393 @@
+"""An index of images that is searched with words or images."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.search.encoding import IndexEncoder, check_features
+from pico_hf.search.files import bytes_digest
+from pico_hf.search.fingerprint import check_same_encoder
+from pico_hf.search.payload import Filter, Payload, check_filter, checked_payload, matches
+from pico_hf.search.ranking import best_rows
+from pico_hf.search.shards import DTYPES, StoredImage
+from pico_hf.search.sources import images_of
+from pico_hf.search.store import ImageStore
+from pico_hf.search.upsert import AddReport, Upsert
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image that was found.
+
+    Attributes:
+        id: Of the image: as it was named, else a digest of its content.
+        score: S of the query and the image, as `PicoModel.score` gives it up to the rounding of
+            the storage.
+        payload: What was stored beside it; `path` of its file, if it has one.
+    """
+
+    id: str
+    score: float
+    payload: Payload
+
+    @property
+    def path(self) -> str | None:
+        """Where the image's file was when it was added."""
+        return self.payload.get("path")
+
+
+class PicoIndex:
+    """Images on disk, found by what they show: words or an image in, ranked images out.
+
+    Made by [`PicoIndex.create`] and opened by [`PicoIndex.open`]. Tokens are kept in the encoder's
+    own columns; column weights, and the columns that an alignment has found, go into the query.
+    One index therefore serves a model before and after its columns are estimated anew, and refuses
+    only a model that encodes images differently.
+
+    A change is on disk, whole, when its method returns, or is not there at all. Several processes
+    may search; one at a time changes an index.
+    """
+
+    def __init__(self, store: ImageStore, encoder: IndexEncoder) -> None:
+        self._store, self._encoder = store, encoder
+        self._temporary: tempfile.TemporaryDirectory | None = None
+
+    # ---- files -----------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike | None = None,
+        retriever: Any = None,
+        *,
+        dtype: str = "float16",
+        token_merging: int = 1,
+    ) -> PicoIndex:
+        """Makes an empty index.
+
+        Args:
+            folder: New or empty; None: a temporary one, which goes away with the index.
+            retriever: A [`PicoRetriever`], which encodes images and queries. None: vectors are
+                added and searched as they are.
+            dtype: How tokens are stored: `"float16"`, `"float32"`, or `"int8"` with a scale per
+                token.
+            token_merging: 2 or 4 keeps a half or a quarter of the tokens of every image, means of
+                those that lie closest; 1 keeps all.
+
+        Raises:
+            ValueError: If `dtype` or `token_merging` is out of range, or the folder holds files.
+        """
+        if dtype not in DTYPES:
+            raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        if isinstance(token_merging, bool) or token_merging not in range(1, 17):
+            raise ValueError(
+                f"`token_merging` must be an integer from 1 to 16, got {token_merging}."
+            )
+        encoder = IndexEncoder(retriever, token_merging)
+        facts = {
+            "dtype": dtype,
+            "width": None,
+            "merging": token_merging,
+            "encoder": encoder.fingerprint(),
+        }
+        temporary = None
+        if folder is None:
+            temporary = tempfile.TemporaryDirectory(prefix="pico-hf-")
+            folder = temporary.name
+        index = cls(ImageStore.create(Path(folder), facts), encoder)
+        index._temporary = temporary
+        return index
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike,
+        retriever: Any = None,
+        *,
+        verify: bool = True,
+        damaged: str = "refuse",
+    ) -> PicoIndex:
+        """Opens an index.
+
+        Args:
+            folder: Where it is.
+            retriever: A [`PicoRetriever`] of the model that the index was made with; its column
+                weights may differ.
+            verify: True reads every byte once and finds any damage, about a second per GB.
+            damaged: `"refuse"` raises for a damaged shard; `"leave_out"` sets it aside, says how
+                many images are gone, and opens the rest. Adding the same images again repairs it.
+
+        Raises:
+            ValueError: If there is no index, it is damaged, or it was made with another model.
+        """
+        if damaged not in ("refuse", "leave_out"):
+            raise ValueError(f"`damaged` must be 'refuse' or 'leave_out', got {damaged!r}.")
+        store = ImageStore(Path(folder), verify=verify, damaged=damaged)
+        stored = store.manifest["encoder"]
+        if retriever is not None and stored is None:
+            raise ValueError(
+                "The index holds vectors without a model. Open it without `retriever`."
+            )
+        encoder = IndexEncoder(retriever, store.manifest["merging"])
+        live = encoder.fingerprint()
+        if live is not None:
+            check_same_encoder(stored, live)
+        return cls(store, encoder)
+
+    @property
+    def retriever(self) -> Any:
+        """What encodes images and queries; None in an index of vectors alone."""
+        return self._encoder.retriever
+
+    @property
+    def folder(self) -> Path:
+        """Where the index is."""
+        return self._store.folder
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes a copy, without what was deleted; the index itself is always on disk already.
+
+        Args:
+            folder: New or empty.
+
+        Raises:
+            ValueError: If the folder holds files.
+        """
+        store = self._store
+        facts = {key: store.manifest[key] for key in ("dtype", "width", "merging", "encoder")}
+        target = Path(folder)
+        partial = target.with_name(target.name + ".partial")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"`folder` must be new or empty, got {str(target)!r}.")
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        try:
+            copied = ImageStore.create(partial, facts)
+            for images in store.groups():
+                copied.append(images)
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def refresh(self) -> None:
+        """Takes over what other processes have changed."""
+        self._store.refresh()
+
+    def compact(self) -> None:
+        """Frees the space of deleted images and joins small shards; ids and scores stay."""
+        with self._store.writing():
+            self._store.compact()
+
+    def verify(self) -> None:
+        """Reads every byte and raises ValueError for the first damaged shard."""
+        self._store.verify()
+
+    # ---- images ----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self._store.alive.sum())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._store.row_of
+
+    def ids(self) -> list[str]:
+        """Of all images, in the order in which they were stored."""
+        return [self._store.records[row]["id"] for row in self._store.row_of.values()]
+
+    def payload(self, key: str) -> Payload:
+        """What is kept beside an image; KeyError if there is none of this id."""
+        return copy.deepcopy(self._payload(self._store.row_of[key]))
+
+    def add(
+        self,
+        source: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        payloads: Sequence[Mapping[str, Any]] | None = None,
+        image_column: str | None = None,
+        id_column: str | None = None,
+        skip_bad_images: bool = True,
+        commit_images: int = 256,
+        show_progress: bool = True,
+    ) -> AddReport:
+        """Adds images; those that are there are not encoded again.
+
+        An image is known by its id, without one by its content: the same file under another name is
+        the same image, and a file that changed replaces what it was. A run that was killed goes on
+        where the last stored images end.
+
+        Args:
+            source: A folder (with its subfolders), a path, a PIL image or an array, a list of them,
+                a `datasets.Dataset` or an [`ImageTextDataset`].
+            ids: Of each image.
+            payloads: Of each image: a dict that JSON can hold. Rows of a data set bring their other
+                columns.
+            image_column: Of a data set; None finds it.
+            id_column: Of a data set; None: ids are digests of the content.
+            skip_bad_images: True leaves out what cannot be read, with a warning and a line in the
+                report; False raises for the first one.
+            commit_images: Images after which they are stored for good.
+            show_progress: False shows no progress bar.
+
+        Raises:
+            ValueError: If there is no image that can be read, or arguments do not fit.
+            OSError: If the disk is full; what was stored before stays.
+        """
+        retriever = self._encoder.required("add images")
+        if commit_images < 1:
+            raise ValueError(f"`commit_images` must be >= 1, got {commit_images}.")
+        images = images_of(source, ids, payloads, image_column, id_column)
+        with self._store.writing():
+            upsert = Upsert(
+                self._store,
+                self._encoder.images,
+                self._encoder.decode,
+                retriever.batch_size,
+                commit_images,
+            )
+            return upsert.run(images, skip_bad_images, show_progress)
+
+    def add_features(
+        self,
+        features: TokenFeatures,
+        ids: Sequence[str],
+        payloads: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Adds images that were encoded before, and replaces those with the same ids.
+
+        Args:
+            features: What `PicoRetriever.encode_images` gives.
+            ids: Of each image, all different.
+            payloads: Of each image.
+
+        Raises:
+            ValueError: If the numbers of entries differ, an id comes twice, an image has no token,
+                values are not finite, or the width is not that of the index.
+        """
+        keys = [str(key) for key in ids]
+        check_features(features, keys, payloads, self._store.manifest["width"])
+        vectors = self._encoder.vectors(features)
+        images = []
+        for row, (key, (pooled, tokens)) in enumerate(zip(keys, vectors, strict=True)):
+            digest = bytes_digest(tokens.numpy().tobytes())
+            payload = checked_payload(payloads[row] if payloads else None, f"image {key!r}")
+            record = {"id": key, "digest": digest, "paths": [], "payload": payload}
+            images.append(StoredImage.of(record, pooled, tokens, self._store.dtype))
+        with self._store.writing():
+            known = self._store.row_of
+            new = [i for i in images if self._store.record_of(i.record["id"]) != i.record]
+            if new:
+                replaced = [known[i.record["id"]] for i in new if i.record["id"] in known]
+                self._store.append(new, replaced)
+
+    def delete(
+        self, ids: str | Sequence[str] | None = None, *, filter: Filter | None = None
+    ) -> int:
+        """Deletes images by id or by payload; `compact` frees their space.
+
+        Args:
+            ids: One id or several.
+            filter: See `search`.
+
+        Returns:
+            How many were deleted.
+
+        Raises:
+            ValueError: If not exactly one of both is given, or an id is not there.
+        """
+        if (ids is None) == (filter is None):
+            raise ValueError("Give either `ids` or `filter`, and not both.")
+        with self._store.writing():
+            if ids is None:
+                rows = self._rows(filter).tolist()
+            else:
+                keys = [ids] if isinstance(ids, str) else list(ids)
+                missing = [key for key in keys if key not in self._store.row_of]
+                if missing:
+                    raise ValueError(
+                        f"`ids` must be of images in the index, got {missing[0]!r}"
+                        f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
+                        "are not there. Nothing was deleted."
+                    )
+                rows = sorted({self._store.row_of[key] for key in keys})
+            if rows:
+                self._store.append([], rows)
+        return len(rows)
+
+    # ---- search ----------------------------------------------------------------------------
+
+    def search(
+        self,
+        queries: Any,
+        top_k: int = 10,
+        *,
+        filter: Filter | None = None,
+        depth: int = 100,
+        exact: bool | None = None,
+    ) -> Any:
+        """Finds the images with the highest scores.
+
+        Args:
+            queries: A text, or an image (a `Path`, a PIL image, bytes or an array); a list of texts
+                or of images; or [`TokenFeatures`] of several. A string is always a text.
+            top_k: How many images per query, >= 1.
+            filter: Which images are searched: a dict of payload fields, all of which must pass (a
+                value is equal, a list is one of, a function is called with the value; one entry of
+                a stored list has to pass), or a function of the whole payload.
+            depth: How many images that are best by one pooled vector each are scored exactly.
+            exact: True scores every image exactly, False goes by pooled vectors first; None decides
+                by their number (exact up to 2,000).
+
+        Returns:
+            A list of [`Hit`]s, best first; of several queries a list of such lists.
+
+        Raises:
+            ValueError: If a query is empty or cannot be read, a number is below 1, or the filter
+                names a field that no image has.
+        """
+        for name, number in (("top_k", top_k), ("depth", depth)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
+        alone = not isinstance(queries, list | tuple | TokenFeatures)
+        width = self._store.manifest["width"]
+        tokens = self._encoder.queries([queries] if alone else queries, width)
+        rows = self._rows(filter)
+        if not len(rows):
+            found: list[list[Hit]] = [[] for _ in range(len(tokens))]
+        else:
+            best = best_rows(self._store, rows, tokens, top_k, depth, exact)
+            found = [self._hits(scores, own) for scores, own in best]
+        return found[0] if alone else found
+
+    def _hits(self, scores: Tensor, rows: Tensor) -> list[Hit]:
+        return [
+            Hit(self._store.records[row]["id"], score, copy.deepcopy(self._payload(row)))
+            for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _payload(self, row: int) -> Payload:
+        record = self._store.records[row]
+        path = {"path": record["paths"][0]} if record["paths"] else {}
+        more = {"paths": record["paths"]} if len(record["paths"]) > 1 else {}
+        return {**path, **more, **record["payload"]}
+
+    def _rows(self, chosen: Filter | None) -> Tensor:
+        """Living rows that pass a filter, ascending."""
+        rows = self._store.alive.nonzero().flatten()
+        if chosen is None:
+            return rows
+        payloads = [self._payload(row) for row in rows.tolist()]
+        check_filter(chosen, payloads)
+        return rows[torch.tensor([matches(p, chosen) for p in payloads], dtype=torch.bool)]

@@ -1,0 +1,131 @@
+"""One shard of an index: the tokens of some images, memory-mapped, and a record of each image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pico_hf.core.compression import quantise
+from pico_hf.search.files import bytes_digest, file_digest, write_file
+
+DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
+TENSORS, RECORDS = ".safetensors", ".jsonl"
+
+
+class DamagedShardError(ValueError):
+    """A shard that is not what was written."""
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image as an index keeps it.
+
+    Attributes:
+        record: `id`, `digest` (of the image's content), `paths` and `payload`.
+        pooled: (D,) fp32, mean of the tokens.
+        tokens: (tokens, D) in the storage dtype.
+        scales: (tokens,) fp32 value of one level; ones unless stored in 8 bits.
+    """
+
+    record: dict[str, Any]
+    pooled: Tensor
+    tokens: Tensor
+    scales: Tensor
+
+    @classmethod
+    def of(cls, record: dict[str, Any], pooled: Tensor, tokens: Tensor, dtype: str) -> StoredImage:
+        """From fp32 tokens (tokens, D) of unit length."""
+        if dtype == "int8":
+            return cls(record, pooled, *quantise(tokens))
+        return cls(record, pooled, tokens.to(DTYPES[dtype]), torch.ones(len(tokens)))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some images of an index.
+
+    Attributes:
+        records: Of each image.
+        pooled: (images, D) fp32.
+        tokens: (all tokens, D) in the storage dtype.
+        scales: (all tokens,) fp32.
+        lengths: (images,) tokens of each image.
+    """
+
+    records: list[dict[str, Any]]
+    pooled: Tensor
+    tokens: Tensor
+    scales: Tensor
+    lengths: Tensor
+
+    def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
+        """One image as it is stored, with another record if one is given."""
+        end = int(self.lengths[: row + 1].sum())
+        own = slice(end - int(self.lengths[row]), end)
+        record = self.records[row] if record is None else record
+        return StoredImage(record, self.pooled[row], self.tokens[own], self.scales[own])
+
+
+def write_shard(folder: Path, name: str, images: Sequence[StoredImage]) -> dict[str, Any]:
+    """Writes the two files of a shard; they count once the manifest names them.
+
+    Returns:
+        What the manifest says of it: `name`, `images`, `deleted`, and digests of both files.
+    """
+    tensors = {
+        "pooled": torch.stack([image.pooled for image in images]),
+        "tokens": torch.cat([image.tokens for image in images]),
+        "scales": torch.cat([image.scales for image in images]),
+        "lengths": torch.tensor([len(image.tokens) for image in images]),
+    }
+    lines = [json.dumps(image.record, ensure_ascii=False, allow_nan=False) for image in images]
+    contents = {TENSORS: save(tensors), RECORDS: ("\n".join(lines) + "\n").encode()}
+    for suffix, content in contents.items():
+        write_file(folder / f"{name}{suffix}", content)
+    digests = {suffix: bytes_digest(content) for suffix, content in contents.items()}
+    return {"name": name, "images": len(images), "deleted": [], "digests": digests}
+
+
+def read_shard(folder: Path, facts: dict[str, Any], *, verify: bool) -> Shard:
+    """Maps a shard into memory.
+
+    Args:
+        folder: Of the shards.
+        facts: What the manifest says of it.
+        verify: True reads every byte once and compares it with what was written; False checks the
+            records, and sizes of the tensors.
+
+    Raises:
+        DamagedShardError: If it is not what was written.
+        FileNotFoundError: If a file is missing.
+    """
+    tensors, records = (folder / f"{facts['name']}{suffix}" for suffix in (TENSORS, RECORDS))
+    content = records.read_bytes()
+    if bytes_digest(content) != facts["digests"][RECORDS]:
+        raise _damaged(facts, records)
+    if verify and file_digest(tensors) != facts["digests"][TENSORS]:
+        raise _damaged(facts, tensors)
+    try:
+        shard = Shard([json.loads(line) for line in content.splitlines()], **load_file(tensors))
+    except (SafetensorError, TypeError) as error:
+        raise _damaged(facts, tensors) from error
+    counts = {facts["images"], len(shard.records), len(shard.pooled), len(shard.lengths)}
+    if len(counts) != 1 or int(shard.lengths.sum()) != len(shard.tokens):
+        raise _damaged(facts, tensors)
+    return shard
+
+
+def _damaged(facts: dict[str, Any], path: Path) -> DamagedShardError:
+    return DamagedShardError(
+        f"{str(path)!r} is damaged: its {facts['images']} images cannot be trusted. Restore the "
+        "file from a copy, or open the index with damaged='leave_out' and add the same images "
+        "again."
+    )

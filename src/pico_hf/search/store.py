@@ -1,0 +1,301 @@
+"""The images of an index on disk: shards that are only added, and a manifest that says what counts.
+
+A change is one new manifest. Whatever a killed process left beside it was never part of the index.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pico_hf.core.compression import dequantise
+from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.token_features import TokenFeatures
+from pico_hf.search.files import MANIFEST, PARTIAL, read_manifest, write_manifest
+from pico_hf.search.shards import (
+    RECORDS,
+    TENSORS,
+    DamagedShardError,
+    Shard,
+    StoredImage,
+    read_shard,
+    write_shard,
+)
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
+LOCK_SECONDS = 10.0
+
+
+class ImageStore:
+    """Tokens and records of many images in a folder; rows count images of all shards in order.
+
+    Args:
+        folder: Holds a manifest.
+        verify: See `read_shard`.
+        damaged: `"refuse"` raises for a damaged shard, `"leave_out"` sets its files aside and goes
+            on without its images.
+
+    Attributes:
+        records: Of every row, deleted ones included.
+        alive: (rows,) False = deleted.
+    """
+
+    _packed: tuple[PackedTokens, PackedTokens] | None = None
+
+    def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
+        self.folder, self._shards_folder = folder, folder / "shards"
+        self.manifest: dict[str, Any] = read_manifest(folder)
+        self._lock = FileLock(folder / "index.lock")
+        self._read_shards(verify)
+        if self._damaged and damaged != "leave_out":
+            raise self._damaged[0][1]
+        if self._damaged:
+            with self.writing():
+                self._set_aside()
+
+    @classmethod
+    def create(cls, folder: Path, facts: dict[str, Any]) -> ImageStore:
+        """Makes an empty index.
+
+        Args:
+            folder: Created if need be.
+            facts: `dtype`, `width` (None until the first image), `merging`, `encoder`.
+
+        Raises:
+            ValueError: If the folder holds an index, or other files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(path.name for path in folder.iterdir())
+        if MANIFEST in there:
+            raise ValueError(
+                f"`folder` {str(folder)!r} holds an index already. Open it with `PicoIndex.open`, "
+                "or name another folder."
+            )
+        if there:
+            raise ValueError(
+                f"`folder` must be new or empty, got {str(folder)!r} with {', '.join(there[:3])}. "
+                "Name another folder for the index; images are added with `add`."
+            )
+        write_manifest(folder, {**facts, "generation": 0, "next_shard": 1, "shards": []})
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    # ---- reading ---------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> str:
+        """In which tokens are stored."""
+        return self.manifest["dtype"]
+
+    def record_of(self, key: str) -> dict[str, Any] | None:
+        """The record of a living image by its id."""
+        row = self.row_of.get(key)
+        return None if row is None else self.records[row]
+
+    def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
+        """One image as it is stored, with another record if one is given."""
+        for shard, start in zip(self._shards, self._starts, strict=True):
+            if row < start + len(shard.records):
+                return shard.image(row - start, record)
+        raise IndexError(row)
+
+    def tokens(self, rows: Tensor) -> TokenFeatures:
+        """Tokens of some rows, padded; in the storage dtype, or fp32 if that is int8."""
+        packed, scales = self._both()
+        tokens = packed[rows]
+        if self.dtype != "int8":
+            return tokens
+        factors = scales[rows].features.squeeze(-1)
+        return TokenFeatures(dequantise(tokens.features, factors), tokens.mask)
+
+    def _both(self) -> tuple[PackedTokens, PackedTokens]:
+        """Tokens and scales of all rows."""
+        if self._packed is None:
+            lengths = [shard.lengths for shard in self._shards]
+            scales = [shard.scales.unsqueeze(1) for shard in self._shards]
+            tokens = [shard.tokens for shard in self._shards]
+            self._packed = PackedTokens(tokens, lengths), PackedTokens(scales, lengths)
+        return self._packed
+
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """See `PackedTokens.blocks`."""
+        return self._both()[0].blocks(rows)
+
+    def pooled_scores(self, queries: Tensor) -> Tensor:
+        """(rows, queries) products of the pooled vectors with queries (queries, D)."""
+        parts = [shard.pooled @ queries.t() for shard in self._shards]
+        return torch.cat(parts) if parts else torch.zeros(0, len(queries))
+
+    # ---- changes ---------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """For a change: alone among all processes, on top of what others have changed."""
+        try:
+            lock = self._lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise TimeoutError(
+                f"Another process has been changing the index {str(self.folder)!r} for more than "
+                f"{LOCK_SECONDS:.0f} s. Wait for it to end."
+            ) from error
+        with lock:
+            self.refresh()
+            self._clear_leftovers()
+            yield
+
+    def refresh(self) -> None:
+        """Takes over what another process has changed."""
+        manifest = read_manifest(self.folder)
+        if manifest["generation"] != self.manifest["generation"]:
+            self.manifest = manifest
+            self._read_shards(verify=False)
+            if self._damaged:
+                raise self._damaged[0][1]
+
+    def append(self, images: Sequence[StoredImage], replaced: Sequence[int] = ()) -> None:
+        """Adds images and deletes others in one step.
+
+        Args:
+            images: New rows.
+            replaced: Rows to delete.
+        """
+        manifest = self._with_deleted(replaced)
+        if images:
+            name = f"{manifest['next_shard']:06d}"
+            self._shards_folder.mkdir(exist_ok=True)
+            facts = write_shard(self._shards_folder, name, images)
+            manifest["shards"] = [*manifest["shards"], facts]
+            manifest["next_shard"] += 1
+            manifest["width"] = images[0].tokens.shape[1]
+        self._commit(manifest)
+        self.alive[list(replaced)] = False
+        if images:
+            self._take(read_shard(self._shards_folder, facts, verify=False), ())
+        self._index_rows()
+
+    def compact(self) -> None:
+        """Writes the living rows anew, in few large shards, and removes the old files.
+
+        Raises:
+            DamagedShardError: If a shard is damaged: its digest must not be replaced.
+        """
+        self.verify()
+        manifest = {**self.manifest, "shards": []}
+        for images in self.groups():
+            name = f"{manifest['next_shard']:06d}"
+            manifest["shards"].append(write_shard(self._shards_folder, name, images))
+            manifest["next_shard"] += 1
+        self._commit(manifest)
+        self._read_shards(verify=False)
+        self._clear_leftovers()
+
+    def verify(self) -> None:
+        """Reads every byte and raises DamagedShardError for the first shard that is damaged."""
+        for facts in self.manifest["shards"]:
+            read_shard(self._shards_folder, facts, verify=True)
+
+    def groups(self) -> Iterator[list[StoredImage]]:
+        """The living rows, in parts that fit into one shard each."""
+        group: list[StoredImage] = []
+        size = 0
+        for row in self.alive.nonzero().flatten().tolist():
+            image = self.image(row)
+            if group and size + image.tokens.nbytes > SHARD_BYTES:
+                yield group
+                group, size = [], 0
+            group.append(image)
+            size += image.tokens.nbytes
+        if group:
+            yield group
+
+    def _with_deleted(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The manifest with some rows deleted."""
+        shards = [dict(facts) for facts in self.manifest["shards"]]
+        for facts, start in zip(shards, self._starts, strict=True):
+            own = [row - start for row in rows if start <= row < start + facts["images"]]
+            facts["deleted"] = sorted({*facts["deleted"], *own})
+        return {**self.manifest, "shards": shards}
+
+    def _commit(self, manifest: dict[str, Any]) -> None:
+        manifest["generation"] = self.manifest["generation"] + 1
+        write_manifest(self.folder, manifest)
+        self.manifest = manifest
+
+    def _clear_leftovers(self) -> None:
+        """Removes what a killed process wrote and never made part of the index."""
+        named = {facts["name"] for facts in self.manifest["shards"]}
+        if self._shards_folder.is_dir():
+            for path in self._shards_folder.iterdir():
+                whole = path.suffix in (TENSORS, RECORDS)
+                if path.suffix == PARTIAL or (whole and path.stem not in named):
+                    path.unlink()
+
+    # ---- memory ----------------------------------------------------------------------------
+
+    def _read_shards(self, verify: bool) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.alive = torch.zeros(0, dtype=torch.bool)
+        self._shards: list[Shard] = []
+        self._starts: list[int] = []
+        self._damaged: list[tuple[dict[str, Any], Exception]] = []
+        for facts in self.manifest["shards"]:
+            try:
+                shard = read_shard(self._shards_folder, facts, verify=verify)
+            except (DamagedShardError, FileNotFoundError) as error:
+                self._damaged.append((facts, _as_damaged(error, facts)))
+                continue
+            self._take(shard, facts["deleted"])
+        self._index_rows()
+
+    def _take(self, shard: Shard, deleted: Sequence[int]) -> None:
+        alive = torch.ones(len(shard.records), dtype=torch.bool)
+        alive[list(deleted)] = False
+        self._starts.append(len(self.records))
+        self._shards.append(shard)
+        self.records.extend(shard.records)
+        self.alive = torch.cat([self.alive, alive])
+
+    def _index_rows(self) -> None:
+        self._packed = None
+        living = self.alive.nonzero().flatten().tolist()
+        self.row_of = {self.records[row]["id"]: row for row in living}
+        self.owner_of = {path: row for row in living for path in self.records[row]["paths"]}
+
+    def _set_aside(self) -> None:
+        """Renames the files of damaged shards and goes on without them."""
+        lost = {facts["name"] for facts, _ in self._damaged}
+        kept = [facts for facts in self.manifest["shards"] if facts["name"] not in lost]
+        for facts, _ in self._damaged:
+            for suffix in (TENSORS, RECORDS):
+                path = self._shards_folder / f"{facts['name']}{suffix}"
+                if path.exists():
+                    path.rename(path.with_name(f"{path.name}.damaged"))
+        images = sum(facts["images"] for facts, _ in self._damaged)
+        logger.warning(
+            "%d images of %d damaged shards of %s are left out. Add the same images again.",
+            images,
+            len(lost),
+            self.folder,
+        )
+        self._damaged = []
+        self._commit({**self.manifest, "shards": kept})
+
+
+def _as_damaged(error: Exception, facts: dict[str, Any]) -> Exception:
+    if isinstance(error, DamagedShardError):
+        return error
+    return DamagedShardError(
+        f"A file of shard {facts['name']} is missing ({error}): {facts['images']} images. Restore "
+        "it from a copy, or open the index with damaged='leave_out' and add the same images again."
+    )
