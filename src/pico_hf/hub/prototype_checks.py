@@ -38,7 +38,8 @@ def check_buffers(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
         "text": matrix,
         "semantic_probability": (facts["num_columns"],),
     }
-    expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
+    numbers = ("iteration", "log_total_gain", "performance", "has_performance", "pooled_share")
+    expected |= dict.fromkeys(numbers, ())
     if facts["estimator"] == "canonical":
         square = (facts["num_columns"],) * 2
         expected |= {"image_basis": square, "text_basis": square}
@@ -58,6 +59,8 @@ def check_buffers(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
         basis = buffers[name].double()
         if not torch.allclose(basis.t() @ basis, torch.eye(len(basis)).double(), atol=1e-3):
             raise ValueError(f"`{name}` in {WEIGHTS_FILE} must be orthonormal.")
+    if not 0.0 <= float(buffers["pooled_share"]) <= 1.0:
+        raise ValueError(f"`pooled_share` in {WEIGHTS_FILE} must be in [0, 1].")
     probability = buffers["semantic_probability"]
     if not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any()):
         raise ValueError(f"`semantic_probability` in {WEIGHTS_FILE} must be in [0, 1], not all 0.")

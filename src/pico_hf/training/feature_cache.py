@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from pico_hf.data import collator, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders import one_sided, padding, spec, table
+from pico_hf.encoders import one_sided, padding, projection, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.training.cache_folder import ABOUT_FILE
 from pico_hf.training.encoding import SplitEncoder, tower_states
@@ -163,6 +163,7 @@ def _code() -> str:
         token_store,
         encoder_tokens,
         padding,
+        projection,
         one_sided,
         spec,
         table,
