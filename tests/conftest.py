@@ -56,7 +56,11 @@ def make_trainer(tmp_path: Path):
         }
         torch.manual_seed(0)
         model = model or PicoModel.from_encoder(
-            tiny_encoder(encoder), num_prototypes=3, probe_size=16, estimator=estimator
+            tiny_encoder(encoder),
+            num_prototypes=3,
+            probe_size=16,
+            estimator=estimator,
+            pooled_share=0.0,
         )
         return PicoTrainer(
             model,

@@ -31,7 +31,8 @@ def split(inputs: dict) -> tuple[dict, dict]:
 
 
 def wrapped(name: str) -> PicoModel:
-    return PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3)
+    encoder = tiny_encoder(name)
+    return PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3, pooled_share=0.0)
 
 
 def with_lively_norms(name: str):
@@ -212,10 +213,10 @@ def test_a_checkpoint_without_the_projections_is_refused(tmp_path):
 def test_a_temperature_becomes_a_scale():
     model = wrapped("align")
     model.encoder.temperature.data.fill_(0.05)
-    model = PicoModel.from_encoder(model.encoder, probe_size=3)
-    assert float(model.logit_scale.detach().exp()) == pytest.approx(
-        20.0 / 2.0
-    )  # S spans two cosines
+    own = PicoModel.from_encoder(model.encoder, probe_size=3)
+    assert float(own.logit_scale.detach().exp()) == pytest.approx(20.0)
+    tokens = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=0.0)
+    assert float(tokens.logit_scale.detach().exp()) == pytest.approx(20.0 / 2.0)  # two cosines
 
 
 def test_batch_statistics_of_projections_never_move():

@@ -238,11 +238,13 @@ def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
 
     model = PicoModel.from_encoder(tiny_encoder("clip"), column_dropout=0.5)
     seen = []
-    project = encoders.project_image_tokens
+    project = encoders.project
     monkeypatch.setattr(
         encoders,
-        "project_image_tokens",
-        lambda e, hidden: seen.append(hidden) or project(e, hidden),
+        "project",
+        lambda e, side, hidden, pools: (
+            seen.append(hidden.features) or project(e, side, hidden, pools)
+        ),
     )
     states = torch.ones(3, 16, 32)
     for training in (False, True):

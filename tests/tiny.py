@@ -34,7 +34,7 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
     """A wrapped tiny encoder whose column weights are not uniform."""
     from pico_hf import PicoModel
 
-    knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
+    knobs = {"num_prototypes": 3, "probe_size": 3, "pooled_share": 0.0, **knobs}
     model = PicoModel.from_encoder(tiny_encoder(encoder, seed), **knobs)
     inputs = tiny_inputs()
     with torch.no_grad():

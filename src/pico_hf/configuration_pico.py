@@ -103,9 +103,12 @@ def split_config_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[st
         kwargs: Both, mixed.
 
     Returns:
-        (fields of PicoConfig and `fallback_projection`, the rest).
+        (fields of PicoConfig, `fallback_projection` and `pooled_share`, the rest).
     """
-    own = {*own_fields(), "fallback_projection"} - {"encoder_config", "fallback_widths"}
+    own = {*own_fields(), "fallback_projection", "pooled_share"} - {
+        "encoder_config",
+        "fallback_widths",
+    }
     # A key that is nearly one of ours goes to PicoConfig, which says what it should have been.
     ours = {key for key in kwargs if difflib.get_close_matches(key, own, n=1, cutoff=0.85)}
     pico = {key: value for key, value in kwargs.items() if key in ours}

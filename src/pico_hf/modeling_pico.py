@@ -16,12 +16,12 @@ from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
 from pico_hf.core.losses import PairLogits
 from pico_hf.core.semantic import column_weights
-from pico_hf.core.similarity import similarity
+from pico_hf.core.similarity import weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
 from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
-from pico_hf.encoders.inputs import image_inputs
+from pico_hf.encoders.gallery import calibration_of
 from pico_hf.hub import loading
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.prototype_files import PicoPrototypes
@@ -65,16 +65,16 @@ class PicoPreTrainedModel(PreTrainedModel):
     ) -> PicoModel:
         """Loads a Pico model, or loads any other dual encoder and wraps it, or merges an adapter.
 
-        Weights are read as safetensors only, and are checked before. `pico_hf.load_adapter_model`
-        keeps an adapter apart from its base.
+        `pico_hf.load_adapter_model` keeps an adapter apart from its base.
 
         Args:
-            pretrained_model_name_or_path: Folder or Hub repository.
+            pretrained_model_name_or_path: Folder or Hub repository. Weights are read as safetensors
+                only, and are checked before.
             args: See `PreTrainedModel.from_pretrained`.
             prototypes: Prototypes saved alone for this very encoder: folder, repository or object.
             base: What an adapter was trained on: folder, repository or model; None: what it names.
-            kwargs: See `PreTrainedModel.from_pretrained`. Fields of [`PicoConfig`] and,
-                for another dual encoder, `fallback_projection` may be given as well.
+            kwargs: Likewise, and fields of [`PicoConfig`]; for another dual encoder also
+                `fallback_projection` and `pooled_share`, see `PicoModel.from_encoder`.
 
         Raises:
             OSError: If the path holds no model that may be read.
@@ -82,8 +82,8 @@ class PicoPreTrainedModel(PreTrainedModel):
                 encoder lacks its projections, or if the prototypes do not fit the encoder.
         """
         kwargs |= {"prototypes": prototypes, "base": base}
-        path, stock = pretrained_model_name_or_path, super().from_pretrained
-        return loading.load_model(cls, stock, path, *args, **kwargs)
+        stock = super().from_pretrained
+        return loading.load_model(cls, stock, pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any
@@ -115,6 +115,7 @@ class PicoModel(PicoPreTrainedModel):
     """Any Hugging Face vision-text dual encoder, scored token by token with weighted columns.
 
     S = mean_p max_w s[p,w] + mean_w max_p s[p,w], s[p,w] = Σ_d w_d V[p,d] T[w,d] (arXiv 2510.11175)
+    A share m of the score may be the cosine of pooled features instead: (1 - m) · S + m · cos.
 
     Args:
         config: The model's configuration.
@@ -143,7 +144,12 @@ class PicoModel(PicoPreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, encoder: PreTrainedModel, *, fallback_projection: bool = False, **config_kwargs: Any
+        cls,
+        encoder: PreTrainedModel,
+        *,
+        fallback_projection: bool = False,
+        pooled_share: float | None = None,
+        **config_kwargs: Any,
     ) -> PicoModel:
         """Wraps a live dual encoder; its weights and its features stay what they are.
 
@@ -151,13 +157,17 @@ class PicoModel(PicoPreTrainedModel):
             encoder: A dual encoder of a supported or registered architecture.
             fallback_projection: True accepts any architecture with token features: new projections
                 follow its last hidden states and have to be trained before scores mean anything.
+            pooled_share: How much of the score the pooled features are, in [0, 1]. None: 1, so that
+                the model ranks just as the encoder does until something better is found on pairs;
+                0 with new projections.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Raises:
             ValueError: If the architecture is unknown, or if its tokens do not reproduce the
                 encoder's own pooled features.
         """
-        return loading.wrap_encoder(cls, encoder, fallback_projection, config_kwargs)
+        new, share = fallback_projection, pooled_share
+        return loading.wrap_encoder(cls, encoder, new, share, config_kwargs)
 
     @classmethod
     def from_vision_text_pretrained(
@@ -168,6 +178,7 @@ class PicoModel(PicoPreTrainedModel):
         `kwargs`: fields of [`PicoConfig`], and options of the stock method of this name.
         """
         pico, rest = split_config_kwargs(kwargs)
+        pico.setdefault("pooled_share", 0.0)  # nothing is known of new projections
         return cls.from_encoder(loading.join_towers(vision, text, rest), **pico)
 
     @property
@@ -190,6 +201,11 @@ class PicoModel(PicoPreTrainedModel):
         """W = D·p / Σp (D,), mean 1, so that margins and temperatures keep their meaning."""
         return column_weights(self.semantic_probability)
 
+    @property
+    def pooled_share(self) -> float:
+        """How much of the score the encoder's pooled features are, in [0, 1]."""
+        return self.prototypes.score_share
+
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings; loaders of peft compare their number with the tokenizer's."""
         return encoder_tokens.word_embeddings(self.encoder)
@@ -210,46 +226,41 @@ class PicoModel(PicoPreTrainedModel):
     def encode_images(
         self,
         pixel_values: Tensor | None = None,
-        *,
         image_hidden_states: Tensor | None = None,
         patch_mask: Tensor | None = None,
+        image_pooled_state: Tensor | None = None,
         **inputs: Any,
     ) -> TokenFeatures:
-        """Images to unit-length patch features.
+        """Images to unit-length features of their patches, and of the whole image.
 
         Args:
             pixel_values: What the processor gives.
             image_hidden_states: Instead: (images, patches, hidden) tower outputs computed before.
             patch_mask: (images, patches) True = real patch of those; None = all.
-            inputs: What else the tower takes, such as NaFlex's `pixel_attention_mask` and
-                `spatial_shapes`; None is left out.
+            image_pooled_state: (images, hidden) of the token that the encoder pools.
+            inputs: What else the tower takes, such as NaFlex's `spatial_shapes`; None is left out.
 
         Returns:
-            Features (images, patches, D) fp32 of unit length, mask (images, patches) bool.
+            Features (images, patches, D) fp32 of unit length, mask (images, patches) bool, pooled
+            (images, D), which is None in training while it is no part of the score.
         """
-        hidden = encoder_tokens.image_hidden_states(
-            self.encoder,
-            pixel_values=pixel_values,
-            image_hidden_states=image_hidden_states,
-            patch_mask=patch_mask,
-            **inputs,
-        )
+        computed = (image_hidden_states, patch_mask, image_pooled_state)
+        hidden = encoder_tokens.image_hidden_states(self.encoder, pixel_values, *computed, **inputs)
         hidden = hidden if self._calibration is None else self._calibration(hidden)
         if self.training and self.config.column_dropout > 0:
             hidden = drop_columns(hidden, self.config.column_dropout)
-        projected = encoder_tokens.project_image_tokens(self.encoder, hidden.features)
-        return self.prototypes.to_columns(unit_length(projected, hidden.mask, "image"), "image")
+        return self._to_columns(hidden, "image")
 
     def encode_texts(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        *,
         word_mask: Tensor | None = None,
         text_hidden_states: Tensor | None = None,
+        text_pooled_state: Tensor | None = None,
         **inputs: Any,
     ) -> TokenFeatures:
-        """Texts to unit-length word features.
+        """Texts to unit-length features of their words, and of the whole text.
 
         Args:
             input_ids: (texts, words).
@@ -257,21 +268,22 @@ class PicoModel(PicoPreTrainedModel):
             word_mask: (texts, words) True = a word that takes part in the score. None: every
                 attended token but the special ones.
             text_hidden_states: Instead: (texts, words, hidden) tower outputs computed before.
+            text_pooled_state: (texts, hidden) output of the token that the encoder pools.
             inputs: What else the tower takes, such as `token_type_ids`; None is left out.
 
         Returns:
-            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool.
+            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool, pooled
+            (texts, D) as of images.
         """
-        hidden = encoder_tokens.text_hidden_states(
-            self.encoder,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            word_mask=word_mask,
-            text_hidden_states=text_hidden_states,
-            **inputs,
-        )
-        projected = encoder_tokens.project_text_tokens(self.encoder, hidden.features)
-        return self.prototypes.to_columns(unit_length(projected, hidden.mask, "text"), "text")
+        given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
+        hidden = encoder_tokens.text_hidden_states(self.encoder, *given, **inputs)
+        return self._to_columns(hidden, "text")
+
+    def _to_columns(self, hidden: TokenFeatures, side: str) -> TokenFeatures:
+        pools = not self.training or self.pooled_share > 0
+        tokens = encoder_tokens.project(self.encoder, side, hidden, pools)
+        unit = unit_length(tokens.features, tokens.mask, side, tokens.pooled)
+        return self.prototypes.to_columns(unit, side)
 
     def get_image_features(self, pixel_values: Tensor, **inputs: Any) -> ModelOutput:
         """The encoder's own image features: `pooler_output` (images, D) and `last_hidden_state`."""
@@ -282,20 +294,26 @@ class PicoModel(PicoPreTrainedModel):
         return encoder_tokens.text_output(self.encoder, input_ids=input_ids, **inputs)
 
     def score(
-        self, images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None = None
+        self,
+        images: TokenFeatures,
+        texts: TokenFeatures,
+        column_weights: Tensor | None = None,
+        pooled_share: float | None = None,
     ) -> Tensor:
-        """S for every image and text.
+        """(1 - m) · S + m · cos for every image and text.
 
         Args:
             images: From `encode_images`.
             texts: From `encode_texts`.
             column_weights: (D,) other weights than the model's own, as a trial needs.
+            pooled_share: Another m than the model's own.
 
         Returns:
             (images, texts) fp32, in [-2, 2] for uniform weights.
         """
         weights = self.column_weights if column_weights is None else column_weights
-        return similarity(images, texts, weights)
+        share = self.pooled_share if pooled_share is None else pooled_share
+        return weighted_score(images, texts, weights, share)
 
     def forward(
         self,
@@ -310,7 +328,9 @@ class PicoModel(PicoPreTrainedModel):
         word_mask: Tensor | None = None,
         image_hidden_states: Tensor | None = None,
         patch_mask: Tensor | None = None,
+        image_pooled_state: Tensor | None = None,
         text_hidden_states: Tensor | None = None,
+        text_pooled_state: Tensor | None = None,
         image_ids: Tensor | None = None,
         loss_ramp: float | None = None,
         scorer: Callable[[TokenFeatures, TokenFeatures], Tensor] | None = None,
@@ -325,26 +345,16 @@ class PicoModel(PicoPreTrainedModel):
         `return_loss` computes the loss of at least two images and as many texts.
         `return_dict=False` returns a tuple.
         """
-        images = self.encode_images(
-            pixel_values,
-            pixel_attention_mask=pixel_attention_mask,
-            spatial_shapes=spatial_shapes,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            image_hidden_states=image_hidden_states,
-            patch_mask=patch_mask,
-        )
-        texts = self.encode_texts(
-            input_ids,
-            attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            word_mask=word_mask,
-            text_hidden_states=text_hidden_states,
-        )
+        computed = (image_hidden_states, patch_mask, image_pooled_state)
+        shape = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        grid = {**shape, "interpolate_pos_encoding": interpolate_pos_encoding}
+        images = self.encode_images(pixel_values, *computed, **grid)
+        given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
+        more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        texts = self.encode_texts(*given, **more)
         output = pair_output(self, images, texts, image_ids, loss_ramp, scorer, return_loss)
         return output if return_dict is not False else output.to_tuple()
 
-    @torch.no_grad()
     def calibrate(
         self,
         gallery: Iterable[Mapping[str, Tensor]] | None,
@@ -362,18 +372,8 @@ class PicoModel(PicoPreTrainedModel):
         Raises:
             ValueError: If there is no reference, or if either is empty.
         """
-        self._calibration = None
-        if gallery is None:
-            return
-        if reference is None:
-            raise ValueError(
-                "`reference` must be batches of images like those of the training data, got None."
-            )
-        states = ((self._tower_states(batch) for batch in side) for side in (gallery, reference))
-        self._calibration = StyleCalibration.between(*states)
-
-    def _tower_states(self, batch: Mapping[str, Tensor]) -> TokenFeatures:
-        return encoder_tokens.image_hidden_states(self.encoder, **image_inputs(batch, self.device))
+        known = gallery is not None
+        self._calibration = calibration_of(self.encoder, gallery, reference) if known else None
 
     def freeze_towers(self) -> None:
         """Trains only what comes after the towers' hidden states: projections and logit scale.

@@ -48,4 +48,4 @@ class StyleCalibration:
         shift = self.reference.mean - self.gallery.mean * factor
         device = tokens.features.device
         features = tokens.features.float() * factor.float().to(device) + shift.float().to(device)
-        return TokenFeatures(features.to(tokens.features.dtype), tokens.mask)
+        return TokenFeatures(features.to(tokens.features.dtype), tokens.mask, tokens.pooled)

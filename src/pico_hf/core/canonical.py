@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.prototypes import CanonicalColumns
 
 
 @dataclass(frozen=True)
@@ -131,20 +132,6 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
     pairs = len(moments.images.items)
     share = candidate.share * pairs / (pairs + len(form))
     return own + share * (form / spread - own)
-
-
-class CanonicalColumns(NamedTuple):
-    """A basis for either side and how much of each column both sides share.
-
-    Attributes:
-        image_basis: (columns, columns) orthonormal; tokens are multiplied by it from the right.
-        text_basis: Likewise.
-        semantic_probability: (columns,) in [0, 1], the largest 1.
-    """
-
-    image_basis: Float[Tensor, "columns columns"]
-    text_basis: Float[Tensor, "columns columns"]
-    semantic_probability: Float[Tensor, " columns"]
 
 
 def canonical_columns(form: Float[Tensor, "columns columns"]) -> CanonicalColumns:

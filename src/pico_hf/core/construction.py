@@ -29,6 +29,10 @@ from pico_hf.core.style import propose_style
 
 logger = logging.getLogger(__name__)
 
+# Shares m of the pooled vectors that are tried: beside one part of S none, ¼, ½, 1, 2 or 4 parts of
+# their cosine, or that alone.
+SHARES = (0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0)
+
 # From the probe set's statistics and the prototypes of both sides to a probability (D,).
 ProbabilityEstimate = Callable[[ColumnStatistics, Tensor, Tensor], Tensor]
 
@@ -42,12 +46,14 @@ class Refinement:
         gain: Δ_n, in rSum points; 0 for a proposal that was left out.
         fused_weight: η_n, the share of the proposal when it was fused; 0 if it was left out.
         semantic_probability: p of every column after fusing.
+        source: What proposed it: `"style"` prototypes, `"canonical"` columns or `"pooled"` vectors.
     """
 
     iteration: int
     gain: float
     fused_weight: float
     semantic_probability: Tensor
+    source: str
 
 
 def complement_of_style(statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
@@ -114,7 +120,7 @@ def refine_style(
         vision=vision,
         text=text,
     )
-    return Refinement(iteration, gain, share, prototypes.semantic_probability.clone())
+    return Refinement(iteration, gain, share, prototypes.semantic_probability.clone(), "style")
 
 
 def _finite(*values: Tensor) -> bool:
@@ -130,7 +136,7 @@ def _left_out(prototypes: StylePrototypes, what: str) -> Refinement:
         log_total_gain=float(prototypes.log_total_gain),
         semantic_probability=probability,
     )
-    return Refinement(iteration, 0.0, 0.0, probability.clone())
+    return Refinement(iteration, 0.0, 0.0, probability.clone(), "style")
 
 
 # ---- canonical columns -------------------------------------------------------------------------
@@ -142,18 +148,20 @@ def fuse_forms(
     fusion: FusionRule = normalised_gain,
     *,
     temperature: float = 5.0,
+    start: Float[Tensor, "columns columns"] | None = None,
 ) -> tuple[Float[Tensor, "columns columns"], list[float], float]:
-    """Fuses forms into the identity, one after the other, by what each brought.
+    """Fuses forms into what is there, one after the other, by what each brought.
 
-    The identity, w = 1 on the encoder columns, is the first iteration and brought 0: with the
-    normalised gain its weight in the end is 1 / (1 + Σ exp(Δ_n/τ)), and that of form n is
-    exp(Δ_n/τ) times as much.
+    What is there, such as the identity, w = 1 on the encoder columns, is the first iteration and
+    brought 0: with the normalised gain its weight in the end is 1 / (1 + Σ exp(Δ_n/τ)), and that of
+    form n is exp(Δ_n/τ) times as much.
 
     Args:
         forms: B_n, at least one.
         gains: Δ_n, in rSum points, one per form.
         fusion: From Δ_n to the share of form n.
         temperature: τ, in rSum points, > 0.
+        start: What is there; None: the identity.
 
     Returns:
         (the fused form, η_n of every form, log G after the last one).
@@ -162,7 +170,7 @@ def fuse_forms(
         >>> fuse_forms([3 * torch.eye(1)], [0.0])[0].tolist()  # as much of it as of the identity
         [[2.0]]
     """
-    fused = torch.eye(len(forms[0]), dtype=forms[0].dtype)
+    fused = torch.eye(len(forms[0]), dtype=forms[0].dtype) if start is None else start
     shares, log_total = [], 0.0  # log g(0)
     for number, (form, gain) in enumerate(zip(forms, gains, strict=True), start=2):
         share, log_total = fusion(FusionState(number, gain, log_total, temperature))
@@ -223,7 +231,9 @@ def align_columns(
     )
     probability = prototypes.semantic_probability
     return [
-        Refinement(number, gain if math.isfinite(gain) else 0.0, share, probability.clone())
+        Refinement(
+            number, gain if math.isfinite(gain) else 0.0, share, probability.clone(), "canonical"
+        )
         for number, (gain, share) in enumerate(zip(gains, shares, strict=True), start=1)
     ]
 
@@ -269,3 +279,50 @@ def _identity(prototypes: StylePrototypes, moments: PairMoments) -> Tensor:
     if given != columns:
         raise ValueError(f"`moments` must have the encoder's {columns} columns, got {given}.")
     return torch.eye(columns, dtype=torch.float64)
+
+
+# ---- pooled vectors ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def choose_share(
+    prototypes: StylePrototypes,
+    trial: Callable[[Sequence[float]], Sequence[float]],
+    shares: Sequence[float] = SHARES,
+    *,
+    fusion: FusionRule = normalised_gain,
+) -> list[Refinement]:
+    """Finds how much of the score the pooled vectors are, by what every share brings.
+
+    The shares are fused as forms are, into the one that is there. Where two ways to score that are
+    far apart are good, what lies between them need not be: then the best one is taken. Columns and
+    weights stay.
+
+    Args:
+        prototypes: Changed at the end; unless something scores better, the share stays.
+        trial: From shares to the dev-split rSum with each.
+        shares: Tried, in [0, 1].
+        fusion: From Δ_n to the part that share n has in the result.
+
+    Returns:
+        What every share brought.
+    """
+    own = prototypes.score_share
+    before, *tried = trial([own, *shares])
+    gains = [value - before for value in tried]
+    forms = [torch.tensor([[share]], dtype=torch.float64) for share in shares]
+    start = torch.tensor([[own]], dtype=torch.float64)
+    fused, parts, _ = fuse_forms(
+        forms, gains, fusion, temperature=prototypes.feedback_temperature, start=start
+    )
+    found = {
+        float(fused): trial([float(fused)])[0],
+        own: before,
+        **dict(zip(shares, tried, strict=True)),
+    }
+    prototypes.share_score(max(found, key=lambda share: (found[share], share == own)))
+    probability = prototypes.semantic_probability
+    return [
+        Refinement(number, gain, part, probability.clone(), "pooled")
+        for number, (gain, part) in enumerate(zip(gains, parts, strict=True), start=1)
+    ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
@@ -25,6 +25,7 @@ class PackedTokens:
         chunks: Tokens (tokens, D) of the first items, of the next ones, and so on. They are never
             joined, since memory would hold all of them twice for a moment.
         lengths: (items,) of every chunk, on the CPU: how many tokens each item has.
+        pooled: (items, D), see [`TokenFeatures`]; None: there are none.
 
     Example:
         >>> chunk, lengths = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1, 2])
@@ -34,9 +35,12 @@ class PackedTokens:
     """
 
     def __init__(
-        self, chunks: list[Shaped[Tensor, "_ D"]], lengths: list[Int[Tensor, " _"]]
+        self,
+        chunks: list[Shaped[Tensor, "_ D"]],
+        lengths: list[Int[Tensor, " _"]],
+        pooled: Float[Tensor, "items D"] | None = None,
     ) -> None:
-        self.chunks = chunks
+        self.chunks, self.pooled = chunks, pooled
         self.lengths = torch.cat(lengths)
         counts = torch.tensor([len(part) for part in lengths])
         self._chunk = torch.repeat_interleave(torch.arange(len(chunks)), counts)
@@ -63,7 +67,7 @@ class PackedTokens:
             real = mask & (chunks == number).unsqueeze(1)
             chunk = self.chunks[number]
             padded[real.to(chunk.device)] = chunk[position[real].to(chunk.device)]
-        return TokenFeatures(padded, mask.to(padded.device))
+        return TokenFeatures(padded, mask.to(padded.device), self._pooled_of(rows))
 
     def _unpadded(self, rows: Tensor, length: int) -> TokenFeatures:
         """Items of one length: as they lie in memory where they are neighbours, else copied."""
@@ -75,7 +79,11 @@ class PackedTokens:
         pieces = [self.chunks[chunk][start : start + count] for chunk, start, count in runs]
         tokens = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         features = tokens.view(len(rows), length, tokens.shape[1])
-        return TokenFeatures(features, torch.ones(features.shape[:2]).bool().to(features.device))
+        mask = torch.ones(features.shape[:2]).bool().to(features.device)
+        return TokenFeatures(features, mask, self._pooled_of(rows))
+
+    def _pooled_of(self, rows: Tensor) -> Tensor | None:
+        return None if self.pooled is None else self.pooled[rows.to(self.pooled.device)]
 
     def blocks(self, items: Int[Tensor, " chosen"] | None = None) -> Iterator[tuple[slice, Tensor]]:
         """Parts of some items that are small enough to be padded and scored at a time.
@@ -107,8 +115,10 @@ class PackedTokens:
         """
         chunks = _Chunks()
         lengths: list[Tensor] = []
+        pooled: list[Tensor] = []
         file = None
         for batch in batches:
+            pooled += [] if batch.pooled is None else [batch.pooled]
             lengths.append(batch.mask.sum(dim=1).cpu())
             chunks.append(batch.features[batch.mask])
             if file is None and chunks.size > max_bytes:
@@ -117,17 +127,20 @@ class PackedTokens:
                 chunks.move_to(file)
         if not lengths:
             raise ValueError("`batches` must hold at least one batch, got none.")
+        whole = torch.cat(pooled) if len(pooled) == len(lengths) else None
         if file is not None:
-            return cls._from_file(file, lengths, batch.features)
-        return cls(*chunks.with_lengths(lengths))
+            return cls._from_file(file, lengths, batch.features, whole)
+        return cls(*chunks.with_lengths(lengths), whole)
 
     @classmethod
-    def _from_file(cls, file: IO[bytes], lengths: list[Tensor], like: Tensor) -> PackedTokens:
+    def _from_file(
+        cls, file: IO[bytes], lengths: list[Tensor], like: Tensor, pooled: Tensor | None
+    ) -> PackedTokens:
         file.flush()
         joined, width = torch.cat(lengths), like.shape[2]
         count = int(joined.sum()) * width
         tokens = torch.from_file(file.name, shared=False, size=count, dtype=like.dtype)
-        packed = cls([tokens.view(-1, width)], [joined])
+        packed = cls([tokens.view(-1, width)], [joined], pooled)
         packed._file = file
         return packed
 

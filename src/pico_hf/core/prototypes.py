@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,14 +13,29 @@ from torch import Tensor, nn
 from pico_hf.core.token_features import TokenFeatures
 
 
+class CanonicalColumns(NamedTuple):
+    """A basis for either side and how much of each column both sides share.
+
+    Attributes:
+        image_basis: (columns, columns) orthonormal; tokens are multiplied by it from the right.
+        text_basis: Likewise.
+        semantic_probability: (columns,) in [0, 1], the largest 1.
+    """
+
+    image_basis: Float[Tensor, "columns columns"]
+    text_basis: Float[Tensor, "columns columns"]
+    semantic_probability: Float[Tensor, " columns"]
+
+
 class StylePrototypes(nn.Module):
     """Semantic probability of every column, and what it was built from.
 
     All state lives in persistent fp32 buffers, so that it is saved, loaded, resumed and pushed with
     the model: the style prototypes `vision` and `text` (K, R), `semantic_probability` (D,), the
-    feedback's `iteration`, `log_total_gain`, `performance` and `has_performance`; with `canonical`
-    also `image_basis` and `text_basis` (D, D), orthonormal. `pico_hf.core.construction` computes
-    new values; only `record`, `commit` and `restart` change them.
+    feedback's `iteration`, `log_total_gain`, `performance` and `has_performance`; `pooled_share`,
+    how much of the score the pooled vectors are; with `canonical` also `image_basis` and
+    `text_basis` (D, D), orthonormal. `pico_hf.core.construction` computes new values; only
+    `record`, `commit`, `restart` and `share_score` change them.
 
     Args:
         num_columns: D.
@@ -40,6 +55,7 @@ class StylePrototypes(nn.Module):
     log_total_gain: Tensor
     performance: Tensor
     has_performance: Tensor
+    pooled_share: Tensor
     image_basis: Tensor
     text_basis: Tensor
 
@@ -67,11 +83,13 @@ class StylePrototypes(nn.Module):
         self.register_buffer("log_total_gain", torch.zeros(()))
         self.register_buffer("performance", torch.zeros(()))
         self.register_buffer("has_performance", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("pooled_share", torch.zeros(()))
         if canonical:
             self.register_buffer("image_basis", torch.eye(num_columns))
             self.register_buffer("text_basis", torch.eye(num_columns))
         self._aligned: bool | None = None  # None: ask the buffers
-        self.register_load_state_dict_post_hook(_forget_aligned)
+        self._share: float | None = None  # likewise
+        self.register_load_state_dict_post_hook(_forget)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StylePrototypes:
         """Moves between devices but never casts: `.half()` would round the statistics for good."""
@@ -109,8 +127,21 @@ class StylePrototypes(nn.Module):
         basis = getattr(self, name)
         # Mixed precision would round tokens that were made fp32 on purpose.
         with torch.autocast(tokens.features.device.type, enabled=False):
-            features = tokens.features @ (basis.t() if back else basis).to(tokens.features)
-        return TokenFeatures(features, tokens.mask)
+            return tokens.turned(basis.t() if back else basis)
+
+    @property
+    def columns(self) -> CanonicalColumns:
+        """Bases and probability of the columns that are weighted, canonical or the encoder's."""
+        own = torch.eye(len(self.semantic_probability), device=self.semantic_probability.device)
+        bases = (self.image_basis, self.text_basis) if self.canonical else (own, own)
+        return CanonicalColumns(*bases, self.semantic_probability)
+
+    @property
+    def score_share(self) -> float:
+        """`pooled_share` as a number: how much of the score the pooled vectors are, in [0, 1]."""
+        if self._share is None:  # only after a change, since asking waits for a GPU
+            self._share = float(self.pooled_share)
+        return self._share
 
     def _rotates(self) -> bool:
         if self._aligned is None:  # only after a change, since asking waits for a GPU
@@ -127,14 +158,16 @@ class StylePrototypes(nn.Module):
 
         Prototypes of two probe sets are not comparable, so they cannot be fused. The semantic
         probability of encoder columns stays until the next commit replaces it; canonical columns
-        become the encoder columns again, with uniform weights.
+        become the encoder columns again, with uniform weights. Pooled vectors that were all of the
+        score become half of it.
         """
         for name in ("vision", "text"):
             shape = (self.num_prototypes, num_instances)
             setattr(self, name, getattr(self, name).new_zeros(shape))
         for name in ("iteration", "log_total_gain", "performance", "has_performance"):
             getattr(self, name).zero_()
-        self._aligned = None
+        self.pooled_share.clamp_(max=0.5)  # else tokens would be no part of what is trained
+        _forget(self)
         if self.canonical:
             for basis in (self.image_basis, self.text_basis):
                 basis.copy_(torch.eye(len(basis)))
@@ -156,6 +189,21 @@ class StylePrototypes(nn.Module):
         self.has_performance.fill_(True)
 
     @torch.no_grad()
+    def share_score(self, pooled_share: float) -> None:
+        """Sets how much of the score the pooled vectors are, by hand.
+
+        Args:
+            pooled_share: m, in [0, 1]: 0 scores tokens alone, 1 pooled vectors alone.
+
+        Raises:
+            ValueError: If it is out of its range.
+        """
+        if not 0.0 <= pooled_share <= 1.0:
+            raise ValueError(f"`pooled_share` must be in [0, 1], got {pooled_share!r}.")
+        self.pooled_share.fill_(pooled_share)
+        _forget(self)
+
+    @torch.no_grad()
     def commit(
         self,
         *,
@@ -170,7 +218,7 @@ class StylePrototypes(nn.Module):
             iteration: n, how many prototypes or candidates were fused.
             log_total_gain: log G_n.
             semantic_probability: p (D,) in [0, 1].
-            state: New values of `vision` and `text`, or of `image_basis` and `text_basis`.
+            state: New values of other buffers: `vision` and `text`, `image_basis` and `text_basis`.
 
         Raises:
             ValueError: If a value is NaN or infinite; then nothing is changed.
@@ -183,10 +231,10 @@ class StylePrototypes(nn.Module):
         self.has_performance.fill_(False)
         self.semantic_probability.copy_(semantic_probability)
         for name, value in state.items():
-            getattr(self, name).copy_(value)
-        self._aligned = None
+            getattr(self, name).copy_(torch.as_tensor(value))
+        _forget(self)
 
 
-def _forget_aligned(module: StylePrototypes, _: Any) -> None:
-    """Loaded buffers may hold other bases than those that were asked about before."""
-    module._aligned = None
+def _forget(module: StylePrototypes, _: Any = None) -> None:
+    """Changed buffers may hold something else than what was asked about before."""
+    module._aligned = module._share = None

@@ -17,10 +17,12 @@ class TokenFeatures:
     Args:
         features: Float (n, tokens, D), L2-normalised per token by convention (not checked).
         mask: Bool (n, tokens), True = real token, on the same device. Padding may hold any value.
+        pooled: (n, D), one vector per item as the encoder pools it, of unit length like the tokens;
+            None where nobody needs it.
 
     Raises:
-        ValueError: If `features` is not 3-D, or if `mask` is not boolean, has another shape than
-            (n, tokens) or is on another device.
+        ValueError: If `features` is not 3-D, if `mask` is not boolean, has another shape than
+            (n, tokens) or is on another device, or if `pooled` is not of shape (n, D).
 
     Example:
         >>> features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -32,6 +34,7 @@ class TokenFeatures:
     # Without shapes in the annotations: __post_init__ checks them with clearer messages.
     features: Tensor
     mask: Tensor
+    pooled: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.features.ndim != 3:
@@ -55,21 +58,37 @@ class TokenFeatures:
                 f"`mask` must be on the device of `features` ({self.features.device}), got "
                 f"{self.mask.device}. Move it with mask.to(features.device)."
             )
+        expected = (len(self.features), self.features.shape[2])
+        if self.pooled is not None and self.pooled.shape != expected:
+            raise ValueError(
+                f"`pooled` must be of shape {expected}, one vector per item as wide as its tokens, "
+                f"got {tuple(self.pooled.shape)}."
+            )
 
     def __len__(self) -> int:
         return self.features.shape[0]
 
     def __getitem__(self, items: slice | Tensor) -> TokenFeatures:
         """Return the images or texts that a slice, an index tensor or a boolean tensor selects."""
-        return TokenFeatures(self.features[items], self.mask[items])
+        return TokenFeatures(
+            self.features[items],
+            self.mask[items],
+            None if self.pooled is None else self.pooled[items],
+        )
 
     def to(self, device: torch.device | str) -> TokenFeatures:
         """Return the same tokens on `device`."""
-        return TokenFeatures(self.features.to(device), self.mask.to(device))
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return TokenFeatures(self.features.to(device), self.mask.to(device), pooled)
 
     def fold(self, weights: Float[Tensor, " D"]) -> TokenFeatures:
-        """Return the tokens with every column d multiplied by weights[d]."""
+        """Return the tokens with every column d multiplied by weights[d], without `pooled`."""
         return TokenFeatures(self.features * weights.to(self.features), self.mask)
+
+    def turned(self, matrix: Float[Tensor, "D D"]) -> TokenFeatures:
+        """Return tokens and pooled vectors multiplied by `matrix` from the right."""
+        pooled = None if self.pooled is None else self.pooled @ matrix.to(self.pooled)
+        return TokenFeatures(self.features @ matrix.to(self.features), self.mask, pooled)
 
     @staticmethod
     def concatenate(parts: Sequence[TokenFeatures]) -> TokenFeatures:
@@ -85,18 +104,24 @@ class TokenFeatures:
         pairs = list(zip(parts, pads, strict=True))
         features = [torch.nn.functional.pad(part.features, (0, 0, 0, pad)) for part, pad in pairs]
         masks = [torch.nn.functional.pad(part.mask, (0, pad)) for part, pad in pairs]
-        return TokenFeatures(torch.cat(features), torch.cat(masks))
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        whole = torch.cat(pooled) if len(pooled) == len(parts) else None
+        return TokenFeatures(torch.cat(features), torch.cat(masks), whole)
 
 
 def unit_length(
-    features: Float[Tensor, "n tokens D"], mask: Tensor, side: str = "token"
+    features: Float[Tensor, "n tokens D"],
+    mask: Tensor,
+    side: str = "token",
+    pooled: Float[Tensor, "n D"] | None = None,
 ) -> TokenFeatures:
-    """Normalises every token in fp32.
+    """Normalises every token, and every pooled vector, in fp32.
 
     Args:
         features: Projected tokens of any length.
         mask: (n, tokens) True = real token.
         side: Whose features they are, for the error.
+        pooled: Projected pooled vectors of any length; None: there are none.
 
     Returns:
         Tokens of length 1, fp32; a token of zeros stays zero.
@@ -115,7 +140,9 @@ def unit_length(
             f"The {side} features contain NaN or infinity. Check the encoder's weights and inputs; "
             "if it runs in half precision, try float32 or bfloat16."
         )
-    return TokenFeatures(unit, mask)
+    if pooled is not None:
+        pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
+    return TokenFeatures(unit, mask, pooled)
 
 
 def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:
@@ -127,4 +154,5 @@ def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:
     """
     kept = torch.ones_like(tokens.features[:, :1])
     kept = torch.nn.functional.dropout(kept, share)
-    return TokenFeatures(tokens.features * kept, tokens.mask)
+    pooled = None if tokens.pooled is None else tokens.pooled * kept.squeeze(1)
+    return TokenFeatures(tokens.features * kept, tokens.mask, pooled)

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig
 from pico_hf.data.columns import find_in_row, texts_of
 from pico_hf.data.image_modes import colour_of
 from pico_hf.data.images import as_rgb
+from pico_hf.data.token_store import POOLED_KEYS
 from pico_hf.encoders.table import text_lengths
 
 # Cached outputs of the towers, and the mask that each is padded with.
@@ -114,6 +115,9 @@ class PicoCollator:
         for key, mask in _STATES.items():
             if key in rows[0]:
                 batch[key], batch[mask] = _pad([row[key] for row in rows])
+                pooled = POOLED_KEYS[key]
+                if pooled in rows[0]:
+                    batch[pooled] = torch.stack([row[pooled] for row in rows])
         if "image_ids" in rows[0] or several:
             batch["image_ids"] = torch.tensor([rows[n].get("image_ids", n) for n in owner])
         return batch

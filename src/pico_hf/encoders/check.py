@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pico_hf.encoders.projection import apply_steps
 from pico_hf.encoders.spec import Step, TokenMap
 from pico_hf.encoders.table import ENCODERS, architecture, encoder_class, table_row
 from pico_hf.encoders.tokens import (
-    apply_steps,
     encoder_spec,
     image_hidden_states,
     image_output,

@@ -13,8 +13,16 @@ IMAGE_INPUTS = (
     "spatial_shapes",
     "image_hidden_states",
     "patch_mask",
+    "image_pooled_state",
 )
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_mask", "text_hidden_states")
+TEXT_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "word_mask",
+    "text_hidden_states",
+    "text_pooled_state",
+)
 
 
 def image_inputs(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.padding import attended_tokens, padded_right, run_at_end
+from pico_hf.encoders.projection import apply_steps, pooled_state, project_pooled
 from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import encoder_class, table_row
 
@@ -24,8 +25,9 @@ from pico_hf.encoders.table import encoder_class, table_row
 # saves, freezes or adapts parameters finds them like any other.
 FALLBACK = "pico_projection"
 _FALLBACK_SPEC = EncoderSpec(
-    TokenMap((Step(f"{FALLBACK}.image"),), grid=False),  # there may be a CLS among its tokens
-    TokenMap((Step(f"{FALLBACK}.text"),)),
+    # There may be a CLS among the tokens.
+    TokenMap((Step(f"{FALLBACK}.image"),), pooled_by="mean", grid=False),
+    TokenMap((Step(f"{FALLBACK}.text"),), pooled_by="mean"),
     logit_scale=None,
 )
 
@@ -62,10 +64,10 @@ def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) ->
 
 def image_hidden_states(
     encoder: PreTrainedModel,
-    *,
     pixel_values: Tensor | None = None,
     image_hidden_states: Tensor | None = None,
     patch_mask: Tensor | None = None,
+    image_pooled_state: Tensor | None = None,
     **inputs: Any,
 ) -> TokenFeatures:
     """The vision tower's output for every patch, before any projection.
@@ -75,34 +77,37 @@ def image_hidden_states(
         pixel_values: Images, or sequences of patches for NaFlex towers.
         image_hidden_states: (images, patches, hidden) outputs that were computed before.
         patch_mask: (images, patches) True = real patch of those; None = all.
+        image_pooled_state: (images, hidden) of the token that the encoder pools, if it is one.
         inputs: What else the tower takes; None is left out.
 
     Returns:
-        (images, patches, hidden) without prefix tokens, with the mask of real patches.
+        (images, patches, hidden) without prefix tokens, with the mask of real patches, and the
+        state of the token that the encoder pools, if it is one.
 
     Raises:
         ValueError: If there are neither pixels nor outputs.
     """
     if image_hidden_states is not None:
-        return _computed_before(encoder, image_hidden_states, patch_mask)
+        return _computed_before(encoder, image_hidden_states, patch_mask, image_pooled_state)
     if pixel_values is None:
         raise ValueError("Give `pixel_values` or `image_hidden_states`, got neither.")
     row, inputs = encoder_spec(encoder).image, _given(inputs)
     out = image_output(encoder, pixel_values=pixel_values.to(encoder.dtype), **inputs)
-    patches = last_hidden_state(out, encoder, "image")[:, prefix_length(encoder) :]
+    hidden = last_hidden_state(out, encoder, "image")
+    patches = hidden[:, prefix_length(encoder) :]
     real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
     if row.real_patches and row.real_patches in inputs:
         real = inputs[row.real_patches].bool().to(patches.device)
-    return TokenFeatures(patches, real)
+    return TokenFeatures(patches, real, pooled_state(encoder, row, hidden, out))
 
 
 def text_hidden_states(
     encoder: PreTrainedModel,
-    *,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     word_mask: Tensor | None = None,
     text_hidden_states: Tensor | None = None,
+    text_pooled_state: Tensor | None = None,
     **inputs: Any,
 ) -> TokenFeatures:
     """The text tower's output for every token, before any projection, and which are words.
@@ -115,16 +120,18 @@ def text_hidden_states(
         word_mask: (texts, tokens) True = word. None: attended tokens without the architecture's
             special tokens at either end; a text of nothing else keeps them.
         text_hidden_states: (texts, tokens, hidden) outputs that were computed before.
+        text_pooled_state: (texts, hidden) of the token that the encoder pools, if it is one.
         inputs: What else the tower takes; None is left out.
 
     Returns:
-        (texts, tokens, hidden) with the mask of words.
+        (texts, tokens, hidden) with the mask of words, and the state of the token that the encoder
+        pools, if it is one.
 
     Raises:
         ValueError: If there are neither token ids nor outputs.
     """
     if text_hidden_states is not None:
-        return _computed_before(encoder, text_hidden_states, word_mask)
+        return _computed_before(encoder, text_hidden_states, word_mask, text_pooled_state)
     if input_ids is None:
         raise ValueError(
             "Give `input_ids` or `text_hidden_states`, got neither. Features of images alone come "
@@ -137,18 +144,22 @@ def text_hidden_states(
         attention_mask = attended_tokens(input_ids, tower, **ends)
     given = _given({"input_ids": input_ids, "attention_mask": attention_mask, **inputs})
     moved, place = padded_right(given)
-    hidden = last_hidden_state(text_output(encoder, **moved), encoder, "text")
+    out = text_output(encoder, **moved)
+    hidden = last_hidden_state(out, encoder, "text")
+    pooled = pooled_state(encoder, row, hidden, out)
     if place is not None:
         hidden = hidden.gather(1, place.to(hidden.device).unsqueeze(-1).expand_as(hidden))
     words = _words(encoder, input_ids, attention_mask) if word_mask is None else word_mask.bool()
-    return TokenFeatures(hidden, words.to(hidden.device))
+    return TokenFeatures(hidden, words.to(hidden.device), pooled)
 
 
 def _computed_before(
-    encoder: PreTrainedModel, states: Tensor, mask: Tensor | None
+    encoder: PreTrainedModel, states: Tensor, mask: Tensor | None, pooled: Tensor | None
 ) -> TokenFeatures:
     mask = torch.ones(states.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    return TokenFeatures(states.to(encoder.device, encoder.dtype), mask.to(encoder.device))
+    place = encoder.device, encoder.dtype
+    pooled = None if pooled is None else pooled.to(*place)
+    return TokenFeatures(states.to(*place), mask.to(encoder.device), pooled)
 
 
 def _given(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +178,23 @@ def project_text_tokens(
 ) -> Float[Tensor, "texts words columns"]:
     """Every word in the common space, not normalised."""
     return apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
+
+
+def project(
+    encoder: PreTrainedModel, side: str, hidden: TokenFeatures, pools: bool = True
+) -> TokenFeatures:
+    """Tokens, and what the encoder pools of them, in the common space, not normalised.
+
+    Args:
+        encoder: The dual encoder.
+        side: `"image"` or `"text"`.
+        hidden: From `image_hidden_states` or `text_hidden_states`.
+        pools: False leaves the pooled features out.
+    """
+    row = getattr(encoder_spec(encoder), side)
+    features = apply_steps(encoder, row.steps, hidden.features)
+    pooled = project_pooled(encoder, row, hidden) if pools else None
+    return TokenFeatures(features, hidden.mask, pooled)
 
 
 def projection_modules(encoder: PreTrainedModel) -> list[str]:
@@ -248,20 +276,6 @@ def _check_not_empty(name: str, inputs: dict[str, Any]) -> None:
     values = inputs.get(name)
     if values is not None and values.shape[0] == 0:
         raise ValueError(f"`{name}` must hold at least one row, got none.")
-
-
-def apply_steps(encoder: PreTrainedModel, steps: Sequence[Step], hidden: Tensor) -> Tensor:
-    """Takes (rows, tokens, hidden) through modules, token by token."""
-    rows, tokens = hidden.shape[:2]
-    for step in steps:
-        module = encoder.get_submodule(step.path)
-        if step.pools:
-            hidden = module(hidden.reshape(rows * tokens, 1, -1)).reshape(rows, tokens, -1)
-        elif step.flat:
-            hidden = module(hidden.reshape(rows * tokens, -1)).reshape(rows, tokens, -1)
-        else:
-            hidden = module(hidden)
-    return hidden
 
 
 def last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:

@@ -86,7 +86,8 @@ def load_model(
             encoder, info = load_encoder(path, source, **told)
             model = model_class.from_encoder(encoder, **pico)
         else:
-            options.pop("fallback_projection", None)  # a saved Pico model knows what it has
+            for known in ("fallback_projection", "pooled_share"):  # by a saved Pico model
+                options.pop(known, None)
             told = {**safe_options(options), "output_loading_info": True}
             model, info = load_stock(path, *args, **told)
             _refuse_missing_weights(path, model, info)
@@ -96,7 +97,11 @@ def load_model(
 
 
 def wrap_encoder(
-    model_class: Any, encoder: PreTrainedModel, fallback_projection: bool, fields: dict[str, Any]
+    model_class: Any,
+    encoder: PreTrainedModel,
+    fallback_projection: bool,
+    pooled_share: float | None,
+    fields: dict[str, Any],
 ) -> Any:
     """Builds a Pico model around a live encoder; see `PicoModel.from_encoder`.
 
@@ -104,9 +109,12 @@ def wrap_encoder(
         model_class: [`PicoModel`].
         encoder: The dual encoder.
         fallback_projection: True accepts an architecture without a row in the table.
+        pooled_share: See `PicoModel.from_encoder`.
         fields: Of [`PicoConfig`].
     """
-    if fallback_projection and architecture(encoder) not in ENCODERS:
+    new = fallback_projection and architecture(encoder) not in ENCODERS
+    share = float(not new) if pooled_share is None else pooled_share
+    if new:
         widths = fallback_widths(encoder)
         fields = {**fields, "fallback_widths": widths}
         logger.warning(
@@ -119,8 +127,9 @@ def wrap_encoder(
         check_encoder(encoder)
     model = model_class(PicoConfig(encoder_config=encoder.config.to_dict(), **fields), encoder)
     log_scale, bias = logit_scale(encoder)
+    model.prototypes.share_score(share)
     with torch.no_grad():
-        model.logit_scale.fill_(log_scale - math.log(2.0))  # S spans twice a cosine's range
+        model.logit_scale.fill_(log_scale - math.log(2.0 - share))  # S spans twice a cosine's range
         model.logit_bias.fill_(bias or 0.0)
     model.name_or_path = encoder.name_or_path  # what an adapter says it was trained on
     model.to(dtype=encoder.dtype, device=encoder.device)

@@ -37,7 +37,8 @@ def check_buffers(facts: dict[str, Any], buffers: dict[str, Tensor]) -> None:
         "text": matrix,
         "semantic_probability": (facts["num_columns"],),
     }
-    expected |= dict.fromkeys(("iteration", "log_total_gain", "performance", "has_performance"), ())
+    numbers = ("iteration", "log_total_gain", "performance", "has_performance", "pooled_share")
+    expected |= dict.fromkeys(numbers, ())
     if facts["estimator"] == "canonical":
         square = (facts["num_columns"],) * 2
         expected |= {"image_basis": square, "text_basis": square}

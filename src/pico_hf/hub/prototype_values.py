@@ -35,6 +35,9 @@ def check_values(buffers: Mapping[str, Tensor], file: str) -> None:
         not bool(((probability >= 0) & (probability <= 1)).all()) or not bool(probability.any())
     ):
         raise ValueError(f"`semantic_probability` in {file} must be in [0, 1], not all 0.")
+    share = buffers.get("pooled_share")
+    if share is not None and not 0.0 <= float(share.sum()) <= 1.0:
+        raise ValueError(f"`pooled_share` in {file} must be in [0, 1].")
     if int(buffers.get("iteration", torch.zeros(())).sum()) < 0:
         raise ValueError(f"`iteration` in {file} must not be negative.")
 

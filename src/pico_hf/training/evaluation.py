@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pico_hf.core.canonical import canonical_columns
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.processes import ALONE, Processes
-from pico_hf.core.token_features import TokenFeatures
+from pico_hf.core.prototypes import CanonicalColumns
+from pico_hf.core.semantic import column_weights as weights_of
 
 
 def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
@@ -25,14 +27,38 @@ def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> 
         split: In the encoder columns, see [`encoder_columns`].
         form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
     """
-    return evaluate_retrieval(model, split, torch.ones(len(form), device=model.device), form)
+    return evaluate_retrieval(model, split, columns=canonical_columns(form))
+
+
+def evaluate_shares(
+    model: PreTrainedModel,
+    split: EncodedSplit,
+    shares: Sequence[float],
+    columns: CanonicalColumns | None = None,
+) -> list[dict[str, float]]:
+    """Metrics of a split for several shares of the pooled vectors; tokens are scored once.
+
+    Args:
+        model: Scores, with its own column weights.
+        split: From [`SplitEncoder.split`].
+        shares: m, each in [0, 1].
+        columns: See `evaluate_retrieval`.
+    """
+    pairs = [
+        list(gallery_scores(model, split, columns=columns, pooled_share=float(share)))
+        for share in (0, 1)
+    ]
+    return [
+        mean_metrics([one.mixed(other, share).metrics() for one, other in zip(*pairs, strict=True)])
+        for share in shares
+    ]
 
 
 def evaluate_retrieval(
     model: PreTrainedModel,
     split: EncodedSplit,
     column_weights: Tensor | None = None,
-    form: Tensor | None = None,
+    columns: CanonicalColumns | None = None,
 ) -> dict[str, float]:
     """Ranks all captions for every image and all images for every caption.
 
@@ -40,13 +66,13 @@ def evaluate_retrieval(
         model: Gives the column weights, unless others are tried.
         split: From [`SplitEncoder.split`].
         column_weights: (D,) weights to try instead of the model's own.
-        form: B (D, D) that words are multiplied with first; None is the identity.
+        columns: Columns and weights to try instead; the split is in the encoder columns then.
 
     Returns:
         R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
         mean over galleries.
     """
-    ranked = gallery_scores(model, split, column_weights, form)
+    ranked = gallery_scores(model, split, column_weights, columns)
     return mean_metrics([gallery.metrics() for gallery in ranked])
 
 
@@ -92,6 +118,10 @@ class GalleryScores:
     text_to_image: Tensor
     image_ids: Tensor | None
 
+    def mixed(self, other: GalleryScores, share: float) -> GalleryScores:
+        """The same gallery with (1 - share) of these scores and `share` of others."""
+        return replace(self, scores=(1 - share) * self.scores + share * other.scores)
+
     def metrics(self) -> dict[str, float]:
         """See `pico_hf.core.metrics.retrieval_metrics`."""
         return retrieval_metrics(self.scores, self.text_to_image, self.image_ids)
@@ -101,16 +131,18 @@ def gallery_scores(
     model: PreTrainedModel,
     split: EncodedSplit,
     column_weights: Tensor | None = None,
-    form: Tensor | None = None,
+    columns: CanonicalColumns | None = None,
+    pooled_share: float | None = None,
 ) -> Iterator[GalleryScores]:
     """Scores each gallery by itself; for the arguments see `evaluate_retrieval`."""
     for gallery in split.gallery.unique():
         rows = split.gallery == gallery
-        columns = rows[split.text_to_image]
+        texts = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
-        scores = split_scores(model, split, rows, columns, column_weights, form)
-        owners = row_of[split.text_to_image[columns]]
-        yield GalleryScores(rows, columns, scores, owners, _shared(split.image_ids, rows))
+        tried = (column_weights, columns, pooled_share)
+        scores = split_scores(model, split, rows, texts, *tried)
+        owners = row_of[split.text_to_image[texts]]
+        yield GalleryScores(rows, texts, scores, owners, _shared(split.image_ids, rows))
 
 
 def mean_metrics(per_gallery: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -127,7 +159,8 @@ def split_scores(
     images: Tensor | None = None,
     texts: Tensor | None = None,
     column_weights: Tensor | None = None,
-    form: Tensor | None = None,
+    columns: CanonicalColumns | None = None,
+    pooled_share: float | None = None,
 ) -> Tensor:
     """Scores block by block, so that no more than a block of tokens is padded at a time.
 
@@ -139,14 +172,15 @@ def split_scores(
         images: (images,) True = chosen; None chooses all.
         texts: (texts,) likewise.
         column_weights: See `evaluate_retrieval`.
-        form: See `evaluate_retrieval`.
+        columns: See `evaluate_retrieval`.
+        pooled_share: m to try instead of the model's own.
 
     Returns:
         (chosen images, chosen texts) fp32, on the model's device.
     """
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
-    chosen = (image_rows, text_rows, column_weights, form)
+    chosen = (image_rows, text_rows, column_weights, columns, pooled_share)
     return packed_scores(model, split.images, split.texts, *chosen, split.processes)
 
 
@@ -158,10 +192,11 @@ def packed_scores(
     image_rows: Tensor | None = None,
     text_rows: Tensor | None = None,
     column_weights: Tensor | None = None,
-    form: Tensor | None = None,
+    columns: CanonicalColumns | None = None,
+    pooled_share: float | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
-    """Scores block by block.
+    """Scores block by block; for what is tried see `split_scores`.
 
     Args:
         model: Gives scores, and the column weights unless others are tried.
@@ -169,8 +204,9 @@ def packed_scores(
         texts: Likewise.
         image_rows: Numbers of those that are scored, in this order; None: all.
         text_rows: Likewise.
-        column_weights: See `evaluate_retrieval`.
-        form: See `evaluate_retrieval`.
+        column_weights: See `split_scores`.
+        columns: See `split_scores`.
+        pooled_share: See `split_scores`.
         processes: Which share the images between them; each gets all scores.
 
     Returns:
@@ -180,16 +216,18 @@ def packed_scores(
         len(side) if rows is None else len(rows)
         for side, rows in ((images, image_rows), (texts, text_rows))
     ]
+    if columns is not None:
+        column_weights = weights_of(columns.semantic_probability).float().to(model.device)
     scores = torch.zeros(*counts, device=model.device)
     for number, (row, some_images) in enumerate(images.blocks(image_rows)):
         if number % processes.count != processes.rank:
             continue  # another process scores them
         patches = images[some_images].to(model.device)
+        patches = patches if columns is None else patches.turned(columns.image_basis)
         for column, some_texts in texts.blocks(text_rows):
             words = texts[some_texts].to(model.device)
-            if form is not None:
-                words = TokenFeatures(words.features @ form.t().to(words.features), words.mask)
-            scores[row, column] = model.score(patches, words, column_weights)
+            words = words if columns is None else words.turned(columns.text_basis)
+            scores[row, column] = model.score(patches, words, column_weights, pooled_share)
     return processes.add(scores)  # exact: each score plus zeros
 
 

@@ -23,7 +23,7 @@ from pico_hf.core.processes import Processes
 from pico_hf.data import collator, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders import one_sided, padding, spec, table
+from pico_hf.encoders import one_sided, padding, projection, spec, table
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.training.cache_folder import ABOUT_FILE, PARTIAL, clear_leftovers
 from pico_hf.training.encoding import SplitEncoder, tower_states
@@ -206,6 +206,7 @@ def _code() -> str:
         token_store,
         encoder_tokens,
         padding,
+        projection,
         one_sided,
         spec,
         table,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,11 @@ from pico_hf.core.construction import (
     ProbabilityEstimate,
     Refinement,
     align_columns,
+    choose_share,
     complement_of_style,
     refine_style,
 )
+from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.fusion import FusionRule, normalised_gain
 from pico_hf.core.metrics import NotNumbersError
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
@@ -34,7 +36,7 @@ from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.dev_split import dev_metric, first_split
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
+from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval, evaluate_shares
 from pico_hf.training_args import PicoTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -138,7 +140,8 @@ class Feedback:
         moments = pair_moments(self.encoder, pairs)
         if self.dev_split is None:
             return align_columns(prototypes, moments, fusion=self.fusion)
-        dev = self.encoder.split(trial_part(self.dev_split), "Feedback trials", encoder_columns)
+        part = trial_part(self.dev_split)
+        dev = self.encoder.split(part, "Feedback trials", encoder_columns)
 
         def trial(form: Tensor) -> float:
             self.encoder.processes.copy_from_first([form])
@@ -147,7 +150,19 @@ class Feedback:
         candidates = tqdm(
             CANDIDATES, "Feedback trials", disable=self.encoder.disable_tqdm, leave=False
         )
-        return align_columns(prototypes, moments, trial, candidates, fusion=self.fusion)
+        reports = self._choose_share(dev)
+        reports += align_columns(prototypes, moments, trial, candidates, fusion=self.fusion)
+        return reports + self._choose_share(dev)
+
+    def _choose_share(self, dev: EncodedSplit) -> list[Refinement]:
+        """How much the pooled vectors count, in the columns that the prototypes have now."""
+        prototypes = live_module(self.model.prototypes)
+
+        def trial(shares: Sequence[float]) -> list[float]:
+            ranked = evaluate_shares(self.model, dev, shares, prototypes.columns)
+            return [metrics["rsum"] for metrics in ranked]
+
+        return choose_share(prototypes, trial, fusion=self.fusion)
 
     def probe_statistics(self) -> ColumnStatistics:
         """Column statistics of the probe set: a fixed part of the training pairs in fixed order."""
