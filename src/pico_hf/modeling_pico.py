@@ -16,8 +16,8 @@ from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
 from pico_hf.core.losses import PairLogits, contrastive_loss
 from pico_hf.core.semantic import column_weights
-from pico_hf.core.similarity import similarity
-from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
+from pico_hf.core.similarity import same_side_similarity, similarity
+from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
 from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
@@ -315,13 +315,15 @@ class PicoModel(PicoPreTrainedModel):
         loss_ramp: float | None = None,
         return_loss: bool = True,
         return_dict: bool | None = None,
+        image_pairs: bool = False,
     ) -> PicoOutput | tuple:
         """Scores all images against all texts; changes no state.
 
         For inputs see `encode_images` and `encode_texts`. `image_ids` (images,): pairs of one
         identity are no negatives. `loss_ramp` in [0, 1] scales the hinge loss over all negatives
         (warm-up); None takes the hardest ones. `return_loss` computes the loss of at least two
-        images and as many texts. `return_dict=False` returns a tuple.
+        images and as many texts. `return_dict=False` returns a tuple. `image_pairs=True` takes
+        images and, in their second half, a partner of each in place of texts.
         """
         images = self.encode_images(
             pixel_values,
@@ -331,15 +333,14 @@ class PicoModel(PicoPreTrainedModel):
             image_hidden_states=image_hidden_states,
             patch_mask=patch_mask,
         )
-        texts = self.encode_texts(
-            input_ids,
-            attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            word_mask=word_mask,
-            text_hidden_states=text_hidden_states,
-        )
-        scores = self.score(images, texts)
+        words = {"word_mask": word_mask, "text_hidden_states": text_hidden_states}
+        words |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        if image_pairs:  # both halves in the columns of images
+            images, texts = halves(images, input_ids, text_hidden_states)
+            scores = same_side_similarity(images, texts, self.column_weights)
+        else:
+            texts = self.encode_texts(input_ids, attention_mask, **words)
+            scores = self.score(images, texts)
         logits = self.pair_logits(scores)
         loss = None
         if return_loss and len(images) == len(texts) and len(images) > 1:
@@ -370,9 +371,7 @@ class PicoModel(PicoPreTrainedModel):
         if gallery is None:
             return
         if reference is None:
-            raise ValueError(
-                "`reference` must be batches of images like those of the training data, got None."
-            )
+            raise ValueError("`reference` must be batches of images as in training, got None.")
         states = ((self._tower_states(batch) for batch in side) for side in (gallery, reference))
         self._calibration = StyleCalibration.between(*states)
 

@@ -1,4 +1,4 @@
-"""The score of images and texts: weighted late interaction in both directions, with masks."""
+"""The score of images and texts, or of two sets of one side: weighted late interaction, masked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,69 @@ def similarity(
         >>> similarity(images, texts, torch.tensor([0.5, 1.5])).tolist()
         [[0.75]]
     """
-    _check_scorable(images, texts, column_weights)
+    _check_scorable({"images": images, "texts": texts}, column_weights)
+    return _scores(images, texts, column_weights, progress)
+
+
+def same_side_similarity(
+    queries: TokenFeatures,
+    targets: TokenFeatures,
+    column_weights: Float[Tensor, " D"] | None = None,
+) -> Float[Tensor, "queries targets"]:
+    """Score images against images, or texts against texts, by the cosines of weighted tokens.
+
+    S as in [`similarity`], with s[p, q] = Σ_d w_d · a_d · b_d / (‖a‖ ‖b‖), ‖a‖² = Σ_d w_d · a_d²
+    (our reconstruction, not in arXiv 2510.11175, which scores images against texts only). Both
+    sides must be in the same columns: where each side of a model has a basis of its own, those of
+    one side. So scores are symmetric, and nothing scores higher than an item with itself: 2. The
+    products of [`similarity`] would favour targets that are long in the weighted columns.
+
+    Args:
+        queries: Tokens of some images (or texts).
+        targets: Tokens of images (or texts) in the same columns.
+        column_weights: (D,) weights >= 0, of mean 1 by convention; no gradient flows to them. None:
+            all equal.
+
+    Returns:
+        Scores in [-2, 2], differentiable in both features. A token that has nothing in columns of
+        positive weight has cosine 0 with every other.
+
+    Raises:
+        ValueError: See [`similarity`]; also if a weight is negative.
+
+    Example:
+        >>> ends = torch.tensor([[[0.6, 0.8]], [[0.8, -0.6]]])
+        >>> images = TokenFeatures(ends, torch.tensor([[True], [True]]))
+        >>> same_side_similarity(images, images).round(decimals=4).abs().tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+        >>> same_side_similarity(images, images, torch.tensor([2.0, 0.0])).tolist()
+        [[2.0, 2.0], [2.0, 2.0]]
+    """
+    sides = {"queries": queries, "targets": targets}
+    _check_scorable(sides, column_weights)
+    if column_weights is not None and bool((column_weights < 0).any()):
+        raise ValueError(
+            "`column_weights` must be >= 0 to measure a token's length, got a minimum of "
+            f"{float(column_weights.min()):.4g}. Pass weights of a semantic probability."
+        )
+    return _scores(_weighted_unit(queries, column_weights), _weighted_unit(targets, column_weights))
+
+
+def _weighted_unit(tokens: TokenFeatures, weights: Tensor | None) -> TokenFeatures:
+    """Tokens with columns times √w, of length 1: their products are weighted cosines."""
+    features = tokens.features
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    if weights is not None:
+        features = features * weights.detach().to(features).sqrt()
+    return TokenFeatures(torch.nn.functional.normalize(features, dim=-1), tokens.mask)
+
+
+def _scores(
+    images: TokenFeatures,
+    texts: TokenFeatures,
+    column_weights: Tensor | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "images texts"]:
     features = images.features.contiguous(), texts.features.contiguous()
     weights = None if column_weights is None else column_weights.detach()
     if fused_interaction.applies(*features):
@@ -62,27 +124,26 @@ def similarity(
     return interact(*features, *packings, weights, progress=progress)
 
 
-def _check_scorable(
-    images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None
-) -> None:
-    """Raise ValueError for inputs that have no score."""
-    width = images.features.shape[2]
+def _check_scorable(sides: dict[str, TokenFeatures], column_weights: Tensor | None) -> None:
+    """Raise ValueError for inputs that have no score; they are called by the names of `sides`."""
+    (left, first), (right, second) = sides.items()
+    width = first.features.shape[2]
     if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
             f"`column_weights` must be of shape ({width},), one per column, got "
             f"{tuple(column_weights.shape)}. Pass weights of this width."
         )
-    if width != texts.features.shape[2]:
+    if width != second.features.shape[2]:
         raise ValueError(
-            f"`texts` must be as wide as `images` ({width} columns), got "
-            f"{texts.features.shape[2]}. Project both into one space."
+            f"`{right}` must be as wide as `{left}` ({width} columns), got "
+            f"{second.features.shape[2]}. Project both into one space."
         )
-    if texts.features.device != images.features.device:
+    if second.features.device != first.features.device:
         raise ValueError(
-            f"`texts` must be on the device of `images` ({images.features.device}), got "
-            f"{texts.features.device}. Move one side with `.to(device)`."
+            f"`{right}` must be on the device of `{left}` ({first.features.device}), got "
+            f"{second.features.device}. Move one side with `.to(device)`."
         )
-    for name, tokens in (("images", images), ("texts", texts)):
+    for name, tokens in sides.items():
         empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(
