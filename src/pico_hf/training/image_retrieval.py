@@ -12,7 +12,8 @@ from pico_hf.core.match_metrics import match_metrics
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.similarity import same_side_similarity
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.data.image_pairs import ImagePairDataset, ImageSide
+from pico_hf.data.image_pairs import ImagePairDataset
+from pico_hf.data.image_sides import ImageSide
 from pico_hf.training.encoding import SplitEncoder
 
 

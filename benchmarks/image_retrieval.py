@@ -1,0 +1,201 @@
+"""Image → image retrieval on the embedded drawings: w = 1 against PICO's weights.
+
+Run: python benchmarks/image_retrieval.py  # about five minutes on one core
+Every drawing looks for drawings of its concept by other hands. The gallery is all other drawings,
+or only those in other styles. No concept of the gallery occurs in training; the unseen family is a
+hand that does not, either. Rows of one seed are one network, but for the last, which was trained on
+pairs of drawings in place of drawings and captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from lite_clip import load_lite_clip  # noqa: E402
+
+from pico_hf import (  # noqa: E402
+    ImagePairCollator,
+    ImagePairDataset,
+    ImageTextDataset,
+    PicoModel,
+    PicoTrainer,
+    PicoTrainingArguments,
+    SplitEncoder,
+    encode_image_pairs,
+    load_image_text,
+)
+from pico_hf.core.match_metrics import match_metrics  # noqa: E402
+from pico_hf.core.packed_tokens import PackedTokens  # noqa: E402
+from pico_hf.data.identity import identity_codes  # noqa: E402
+from pico_hf.training.encoding import tower_states  # noqa: E402
+from pico_hf.training.image_retrieval import image_pair_scores  # noqa: E402
+
+DATA = ROOT / "examples" / "data" / "emoji-styles"
+SPLITS = {"seen styles": "validation_seen", "unseen family": "validation_unseen"}
+METRICS = ("r1", "r5", "map")
+RECIPE = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "num_train_epochs": 12}
+
+
+def trained_on_captions(seed: int, size: int, folder: Path) -> PicoTrainer:
+    """A trainer whose model was trained by the recipe of `examples/run_pico.py`, and aligned."""
+    columns = {"image_id_column": "concept", "gallery_column": "style"}
+    train, dev = (
+        ImageTextDataset(load_image_text(files=DATA / f"{name}.parquet", **columns), seed)
+        for name in ("train", "validation_seen")
+    )
+    set_seed(seed)
+    encoder, processor = load_lite_clip(256, image_size=size)
+    arguments = PicoTrainingArguments(
+        output_dir=str(folder / f"run{seed}"),
+        seed=seed,
+        freeze_encoder=True,
+        feature_cache_dir=str(folder / "cache"),
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **RECIPE,
+    )
+    model = PicoModel.from_encoder(encoder, num_prototypes=8, column_dropout=0.3)
+    trainer = PicoTrainer(
+        model, arguments, train_dataset=train, eval_dataset=dev, processing_class=processor
+    )
+    trainer.train()
+    return trainer
+
+
+def train_on_drawings(model: PicoModel, pairs: ImagePairDataset, states: PackedTokens) -> None:
+    """Trains the projection of frozen towers on pairs of drawings; its columns are the encoder's.
+
+    Args:
+        model: Newly made.
+        pairs: Classes of one set.
+        states: Tower outputs of its images.
+    """
+    model.freeze_towers()
+    ids, batch = pairs.query_ids, 128
+    steps = RECIPE["num_train_epochs"] * (len(pairs) // batch)
+    heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(heads, RECIPE["learning_rate"], weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    for _ in range(steps):
+        queries = torch.randperm(len(ids))[:batch]
+        targets = torch.stack([_another(ids, int(query)) for query in queries])
+        both = states[torch.cat([queries, targets])]
+        output = model(
+            image_hidden_states=both.features,
+            patch_mask=both.mask,
+            image_pairs=True,
+            image_ids=ids[queries],
+        )
+        optimizer.zero_grad()
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(heads, 2.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _another(ids: Tensor, query: int) -> Tensor:
+    """A random image of the query's class besides itself, or the query if there is none."""
+    matches = ((ids == ids[query]) & (torch.arange(len(ids)) != query)).nonzero().flatten()
+    return matches[torch.randint(len(matches), ())] if len(matches) else torch.tensor(query)
+
+
+def scored(encoder: SplitEncoder, part: str, equal: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """(gallery, metrics) of a validation part, with equal weights or the model's own."""
+    rows = drawings(part)
+    encoded = encode_image_pairs(encoder, ImagePairDataset(rows, label_column="concept"))
+    weights = torch.ones_like(encoder.model.column_weights) if equal else None
+    scores = image_pair_scores(encoder.model, encoded, weights)
+    styles = identity_codes(rows["style"])
+    others = scores.masked_fill(styles.unsqueeze(1) == styles, -torch.inf)
+    facts = encoded.query_ids, encoded.target_ids, encoded.query_images, encoded.target_images
+    yield "all others", match_metrics(scores, *facts)
+    yield "other styles", match_metrics(others, *facts)
+
+
+def drawings(part: str) -> datasets.Dataset:
+    """The rows of one file of the embedded drawings."""
+    return datasets.load_dataset("parquet", data_files=str(DATA / f"{part}.parquet"), split="train")
+
+
+def measured(
+    seed: int, size: int, folder: Path
+) -> Iterator[tuple[tuple[str, str, str], dict[str, float]]]:
+    """((split, gallery, row of the table), metrics) of one seed."""
+    trainer = trained_on_captions(seed, size, folder)
+    model, processor = trainer.pico_model, trainer.processing_class
+    encoder = SplitEncoder(model, ImagePairCollator(processor), disable_tqdm=True)
+    fresh = PicoModel.from_encoder(
+        load_lite_clip(256, image_size=size)[0], column_dropout=0.3, loss="infonce"
+    )
+    torch.nn.init.constant_(fresh.logit_scale, 10.0**0.5)  # exp of it is what scores are times
+    pairs = ImagePairDataset(drawings("train"), label_column="concept")
+    towers = SplitEncoder(fresh, ImagePairCollator(processor), disable_tqdm=True)
+    states = copied_states(towers, pairs, folder)
+    train_on_drawings(fresh, pairs, states)
+    for split, part in SPLITS.items():
+        for name, chosen, equal in (
+            ("w = 1", encoder, True),
+            ("PICO", encoder, False),
+            ("w = 1, trained on drawings", towers, True),
+        ):
+            for gallery, metrics in scored(chosen, part, equal):
+                yield (split, gallery, name), metrics
+
+
+def copied_states(encoder: SplitEncoder, pairs: ImagePairDataset, folder: Path) -> PackedTokens:
+    """Tower outputs of the training drawings, which are the same for every seed."""
+    file = folder / "states.pt"
+    if file.exists():
+        return PackedTokens(**torch.load(file, weights_only=True))
+    batches = encoder.batches(pairs.queries.images, "Towers", tower_states)
+    states = PackedTokens.collect(copy.copy(images) for images, _ in batches if images is not None)
+    lengths = list(states.lengths.split([len(states)]))
+    torch.save({"chunks": [torch.cat(states.chunks)], "lengths": lengths}, file)
+    return states
+
+
+def main() -> None:
+    """Prints means over seeds and their sample standard deviations."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--folder", type=Path, default=None, help="for cached features")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        results: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+        for seed in range(args.seeds):
+            for key, metrics in measured(seed, args.image_size, folder):
+                results.setdefault(key, []).append(metrics)
+    print("| drawings | gallery | weights | R@1 | R@5 | mAP |\n|---|---|---|---:|---:|---:|")
+    for key, runs in results.items():
+        print(f"| {' | '.join(key)} | {' | '.join(_mean(runs, name) for name in METRICS)} |")
+
+
+def _mean(runs: list[dict[str, float]], name: str) -> str:
+    values = [metrics[name] for metrics in runs]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
