@@ -1,6 +1,6 @@
 """Image → image retrieval on the embedded drawings: w = 1 against PICO's weights.
 
-Run: python benchmarks/image_retrieval.py  # about five minutes on one core
+Run: python benchmarks/image_retrieval.py  # about five minutes on two cores
 Every drawing looks for drawings of its concept by other hands. The gallery is all other drawings,
 or only those in other styles. No concept of the gallery occurs in training; the unseen family is a
 hand that does not, either. Rows of one seed are one network, but for the last, which was trained on
@@ -10,11 +10,12 @@ pairs of drawings in place of drawings and captions.
 from __future__ import annotations
 
 import argparse
-import copy
+import math
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
 from lite_clip import load_lite_clip  # noqa: E402
-
 from pico_hf import (  # noqa: E402
     ImagePairCollator,
     ImagePairDataset,
@@ -39,9 +39,7 @@ from pico_hf import (  # noqa: E402
     load_image_text,
 )
 from pico_hf.core.match_metrics import match_metrics  # noqa: E402
-from pico_hf.core.packed_tokens import PackedTokens  # noqa: E402
 from pico_hf.data.identity import identity_codes  # noqa: E402
-from pico_hf.training.encoding import tower_states  # noqa: E402
 from pico_hf.training.image_retrieval import image_pair_scores  # noqa: E402
 
 DATA = ROOT / "examples" / "data" / "emoji-styles"
@@ -79,17 +77,17 @@ def trained_on_captions(seed: int, size: int, folder: Path) -> PicoTrainer:
     return trainer
 
 
-def train_on_drawings(model: PicoModel, pairs: ImagePairDataset, states: PackedTokens) -> None:
-    """Trains the projection of frozen towers on pairs of drawings; its columns are the encoder's.
+def train_on_drawings(model: PicoModel, drawings: ImageTextDataset) -> None:
+    """Trains the projection of frozen towers on pairs of drawings of one concept.
 
     Args:
         model: Newly made.
-        pairs: Classes of one set.
-        states: Tower outputs of its images.
+        drawings: With tower outputs for pixels; its captions are not looked at.
     """
     model.freeze_towers()
-    ids, batch = pairs.query_ids, 128
-    steps = RECIPE["num_train_epochs"] * (len(pairs) // batch)
+    states = torch.stack([row["image_hidden_states"] for row in drawings.images()])
+    ids, batch = drawings.image_ids, 128
+    steps = RECIPE["num_train_epochs"] * (len(ids) // batch)
     heads = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(heads, RECIPE["learning_rate"], weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -97,10 +95,8 @@ def train_on_drawings(model: PicoModel, pairs: ImagePairDataset, states: PackedT
     for _ in range(steps):
         queries = torch.randperm(len(ids))[:batch]
         targets = torch.stack([_another(ids, int(query)) for query in queries])
-        both = states[torch.cat([queries, targets])]
         output = model(
-            image_hidden_states=both.features,
-            patch_mask=both.mask,
+            image_hidden_states=states[torch.cat([queries, targets])],
             image_pairs=True,
             image_ids=ids[queries],
         )
@@ -146,31 +142,17 @@ def measured(
     fresh = PicoModel.from_encoder(
         load_lite_clip(256, image_size=size)[0], column_dropout=0.3, loss="infonce"
     )
-    torch.nn.init.constant_(fresh.logit_scale, 10.0**0.5)  # exp of it is what scores are times
-    pairs = ImagePairDataset(drawings("train"), label_column="concept")
-    towers = SplitEncoder(fresh, ImagePairCollator(processor), disable_tqdm=True)
-    states = copied_states(towers, pairs, folder)
-    train_on_drawings(fresh, pairs, states)
+    torch.nn.init.constant_(fresh.logit_scale, math.log(10))
+    train_on_drawings(fresh, trainer.train_dataset)
+    other = replace(encoder, model=fresh)
     for split, part in SPLITS.items():
         for name, chosen, equal in (
             ("w = 1", encoder, True),
             ("PICO", encoder, False),
-            ("w = 1, trained on drawings", towers, True),
+            ("w = 1, trained on drawings", other, True),
         ):
             for gallery, metrics in scored(chosen, part, equal):
                 yield (split, gallery, name), metrics
-
-
-def copied_states(encoder: SplitEncoder, pairs: ImagePairDataset, folder: Path) -> PackedTokens:
-    """Tower outputs of the training drawings, which are the same for every seed."""
-    file = folder / "states.pt"
-    if file.exists():
-        return PackedTokens(**torch.load(file, weights_only=True))
-    batches = encoder.batches(pairs.queries.images, "Towers", tower_states)
-    states = PackedTokens.collect(copy.copy(images) for images, _ in batches if images is not None)
-    lengths = list(states.lengths.split([len(states)]))
-    torch.save({"chunks": [torch.cat(states.chunks)], "lengths": lengths}, file)
-    return states
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def test_half_precision_tokens_are_scored_in_fp32():
 
 def test_what_cannot_be_scored_is_named():
     tokens = random_tokens()
-    with pytest.raises(ValueError, match="`column_weights` must be >= 0 .* got a minimum of -1"):
+    with pytest.raises(ValueError, match=r"`column_weights` must be >= 0 .* got a minimum of -1"):
         same_side_similarity(tokens, tokens, torch.tensor([-1.0, 1, 1, 1, 1, 1]))
     with pytest.raises(ValueError, match="`targets` must be as wide as `queries`"):
         same_side_similarity(tokens, random_tokens(columns=5))
@@ -349,7 +349,7 @@ def test_a_forward_of_image_pairs_has_the_scores_and_the_loss_of_images(estimato
 
 def test_a_forward_of_image_pairs_refuses_odd_batches_and_texts():
     model, inputs = tiny_refined(), tiny_inputs(batch=4)
-    with pytest.raises(ValueError, match="`image_pairs=True` takes images .* got 3 images"):
+    with pytest.raises(ValueError, match=r"`image_pairs=True` takes images .* got 3 images"):
         model(inputs["pixel_values"][:3], image_pairs=True)
     with pytest.raises(ValueError, match="no texts, got 4 images and texts"):
         model(**inputs, image_pairs=True)
