@@ -63,6 +63,10 @@ def paired_rows(pairs, **columns):
     return datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
 
 
+def _with_itself(row):
+    return {**row, "target_image": row["image"]}
+
+
 def encoder_of(model, collate=None):
     collate = collate or PicoCollator(tiny_processor(), config=model.config)
     return SplitEncoder(model, collate, batch_size=4, disable_tqdm=True)
@@ -278,6 +282,8 @@ def test_what_is_no_data_for_image_retrieval_is_refused():
     rows = labelled_rows(["red", "blue"])
     with pytest.raises(ValueError, match="`rows` must hold a query with a match, got 2 queries"):
         ImagePairDataset(rows)
+    with pytest.raises(ValueError, match="none: an image is never its own match"):
+        ImagePairDataset(paired_rows([(("red", 1), ("red", 1))]).map(_with_itself))
     with pytest.raises(ValueError, match=r"`label_column` could not be found.*target_image_column"):
         ImagePairDataset(rows.remove_columns("label"))
     with pytest.raises(ValueError, match="`label_column` must be a column of the data, got 'kind'"):

@@ -91,8 +91,9 @@ class ImagePairDataset(Dataset):
         left = len(self.queries) - len(self._order)
         if not self._order:
             raise ValueError(
-                f"`rows` must hold a query with a match, got {len(self.queries)} queries and none. "
-                "Name the column that says what belongs together with `label_column`."
+                f"`rows` must hold a query with a match, got {len(self.queries)} queries and none: "
+                "an image is never its own match. Name the column that says what belongs together "
+                "with `label_column`."
             )
         if left:
             logger.warning("%d of %d queries have no match.", left, len(self.queries))
