@@ -1,6 +1,6 @@
 """Image → image retrieval on the embedded drawings: w = 1 against PICO's weights.
 
-Run: python benchmarks/image_retrieval.py  # about five minutes on two cores
+Run: python benchmarks/image_retrieval.py  # five minutes of one core's time
 Every drawing looks for drawings of its concept by other hands. The gallery is all other drawings,
 or only those in other styles. No concept of the gallery occurs in training; the unseen family is a
 hand that does not, either. The drawings in seen styles, with their captions, gave PICO's feedback.
@@ -11,10 +11,10 @@ of drawings and captions.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,21 +152,26 @@ def images_and_captions(part: str, seed: int) -> ImageTextDataset:
 
 
 def main() -> None:
-    """Prints means over seeds and their sample standard deviations."""
+    """Measures the seeds that the file of results lacks, and prints means and deviations of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--folder", type=Path, default=None, help="for cached features")
+    parser.add_argument("--output", type=Path, default=Path("outputs/image-retrieval"))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
-        results: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-        for seed in range(args.seeds):
-            for key, metrics in measured(seed, args.image_size, folder):
-                results.setdefault(key, []).append(metrics)
+    args.output.mkdir(parents=True, exist_ok=True)
+    results: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for seed in args.seeds:
+        file = args.output / f"{args.image_size}-{seed}.json"
+        if not file.exists():
+            found = list(measured(seed, args.image_size, args.output))
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(found))
+            partial.rename(file)
+        for key, metrics in json.loads(file.read_text()):
+            results.setdefault(tuple(key), []).append(metrics)
     print("| drawings | gallery | weights | R@1 | R@5 | mAP |\n|---|---|---|---:|---:|---:|")
-    for key, runs in results.items():
-        print(f"| {' | '.join(key)} | {' | '.join(_mean(runs, name) for name in METRICS)} |")
+    for names, runs in results.items():
+        print(f"| {' | '.join(names)} | {' | '.join(_mean(runs, name) for name in METRICS)} |")
 
 
 def _mean(runs: list[dict[str, float]], name: str) -> str:
