@@ -55,6 +55,7 @@ def _prepared(folder: Path) -> Path:
     from tiny import tiny_rows
 
     folder.mkdir()
+    (folder / "examples").symlink_to(ROOT / "examples")  # as from the root of the repository
     for name, images in FILES.items():
         tiny_rows(images).to_parquet(folder / name)
     for name in IMAGES:

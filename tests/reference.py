@@ -139,3 +139,36 @@ def column_parts_loop(patches, words, weights):
         best = max(range(len(v)), key=lambda p, q=q: product(p, q))
         parts = [parts[d] + w[d] * v[best][d] * t[q][d] / len(t) for d in columns]
     return torch.tensor(parts, dtype=torch.float64)
+
+
+def match_ranks_loop(scores, matches):
+    """Ranks of each row's matches from 1, best first; who ties with a match stands before it."""
+    rows = []
+    for values, wanted in zip(scores.tolist(), matches.tolist(), strict=True):
+        # Of equal scores the others come first.
+        order = sorted(range(len(values)), key=lambda t: (-values[t], wanted[t]))
+        rows.append([place for place, t in enumerate(order, start=1) if wanted[t]])
+    return rows
+
+
+def weighted_cosines_loop(queries, targets, weights):
+    """S of two sets of tokens, every product taken by itself and divided by weighted lengths."""
+
+    def product(a, b):
+        return sum(float(w) * float(x) * float(y) for w, x, y in zip(weights, a, b, strict=True))
+
+    def real(tokens, item):
+        return [t for t, kept in zip(tokens.features[item], tokens.mask[item], strict=True) if kept]
+
+    scores = torch.zeros(len(queries), len(targets))
+    for i in range(len(queries)):
+        for j in range(len(targets)):
+            first, second = real(queries, i), real(targets, j)
+            table = [
+                [product(a, b) / math.sqrt(product(a, a) * product(b, b)) for b in second]
+                for a in first
+            ]
+            by_first = sum(max(row) for row in table) / len(first)
+            by_second = sum(max(row[k] for row in table) for k in range(len(second)))
+            scores[i, j] = by_first + by_second / len(second)
+    return scores

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pico_hf.core.encoded_split import EncodedSplit
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
+    from pico_hf.data.image_pairs import ImagePairDataset
     from pico_hf.data.loading import load_image_text
+    from pico_hf.data.pair_collator import ImagePairCollator
     from pico_hf.data.stream import ImageTextStream
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.explanation import Explanation, explain
@@ -36,14 +38,23 @@ if TYPE_CHECKING:
     from pico_hf.search.index import Hit, PicoIndex
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
+    from pico_hf.training.image_retrieval import (
+        EncodedImagePairs,
+        encode_image_pairs,
+        evaluate_image_retrieval,
+        score_images,
+    )
     from pico_hf.training.trainer import PicoTrainer
     from pico_hf.training_args import PicoTrainingArguments
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EncodedImagePairs": "pico_hf.training.image_retrieval",
     "EncodedSplit": "pico_hf.core.encoded_split",
     "Explanation": "pico_hf.explanation",
+    "ImagePairCollator": "pico_hf.data.pair_collator",
+    "ImagePairDataset": "pico_hf.data.image_pairs",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
     "Hit": "pico_hf.search.index",
@@ -56,6 +67,8 @@ _LAZY = {
     "PicoTrainingArguments": "pico_hf.training_args",
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "SplitEncoder": "pico_hf.training.encoding",
+    "encode_image_pairs": "pico_hf.training.image_retrieval",
+    "evaluate_image_retrieval": "pico_hf.training.image_retrieval",
     "evaluate_retrieval": "pico_hf.training.evaluation",
     "explain": "pico_hf.explanation",
     "split_scores": "pico_hf.training.evaluation",
@@ -64,13 +77,17 @@ _LAZY = {
     "pico_lora_config": "pico_hf.lora",
     "retrieval_metric_path": "pico_hf.evaluate_metric",
     "save_adapter": "pico_hf.lora",
+    "score_images": "pico_hf.training.image_retrieval",
 }
 
 __all__ = [
+    "EncodedImagePairs",
     "EncodedSplit",
     "EncoderSpec",
     "Explanation",
     "Hit",
+    "ImagePairCollator",
+    "ImagePairDataset",
     "ImageTextDataset",
     "ImageTextStream",
     "Match",
@@ -89,6 +106,8 @@ __all__ = [
     "Step",
     "TokenFeatures",
     "TokenMap",
+    "encode_image_pairs",
+    "evaluate_image_retrieval",
     "evaluate_retrieval",
     "explain",
     "load_adapter_model",
@@ -97,6 +116,7 @@ __all__ = [
     "register_encoder",
     "retrieval_metric_path",
     "save_adapter",
+    "score_images",
     "split_scores",
 ]
 

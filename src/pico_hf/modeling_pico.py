@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
 from pico_hf.core.losses import PairLogits
 from pico_hf.core.semantic import column_weights
-from pico_hf.core.similarity import weighted_score
-from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
+from pico_hf.core.similarity import same_side_similarity, weighted_score
+from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
 from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
@@ -166,8 +167,7 @@ class PicoModel(PicoPreTrainedModel):
             ValueError: If the architecture is unknown, or if its tokens do not reproduce the
                 encoder's own pooled features.
         """
-        new, share = fallback_projection, pooled_share
-        return loading.wrap_encoder(cls, encoder, new, share, config_kwargs)
+        return loading.wrap_encoder(cls, encoder, fallback_projection, pooled_share, config_kwargs)
 
     @classmethod
     def from_vision_text_pretrained(
@@ -282,8 +282,8 @@ class PicoModel(PicoPreTrainedModel):
     def _to_columns(self, hidden: TokenFeatures, side: str) -> TokenFeatures:
         pools = not self.training or self.pooled_share > 0
         tokens = encoder_tokens.project(self.encoder, side, hidden, pools)
-        unit = unit_length(tokens.features, tokens.mask, side, tokens.pooled)
-        return self.prototypes.to_columns(unit, side)
+        tokens = unit_length(tokens.features, tokens.mask, side, tokens.pooled)
+        return self.prototypes.to_columns(tokens, side)
 
     def get_image_features(self, pixel_values: Tensor, **inputs: Any) -> ModelOutput:
         """The encoder's own image features: `pooler_output` (images, D) and `last_hidden_state`."""
@@ -336,6 +336,109 @@ class PicoModel(PicoPreTrainedModel):
         scorer: Callable[[TokenFeatures, TokenFeatures], Tensor] | None = None,
         return_loss: bool = True,
         return_dict: bool | None = None,
+        image_pairs: bool = False,
+    ) -> PicoOutput | tuple:
+        """Scores all images against all texts; changes no state.
+
+        For inputs see `encode_images` and `encode_texts`. `image_ids` (images,): pairs of one
+        identity are no negatives. `loss_ramp` in [0, 1] scales the hinge loss over all negatives;
+        None takes the hardest ones. `scorer` gives other scores than `score`. `return_loss`: the
+        loss of at least two images and as many texts. `return_dict=False` returns a tuple.
+        `image_pairs=True` takes images, and a partner of each after them in place of texts.
+        """
+        computed = (image_hidden_states, patch_mask, image_pooled_state)
+        hidden = encoder_tokens.image_hidden_states(self.encoder, pixel_values, *computed, **inputs)
+        hidden = hidden if self._calibration is None else self._calibration(hidden)
+        if self.training and self.config.column_dropout > 0:
+            hidden = drop_columns(hidden, self.config.column_dropout)
+        return self._to_columns(hidden, "image")
+
+    def encode_texts(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        text_pooled_state: Tensor | None = None,
+        **inputs: Any,
+    ) -> TokenFeatures:
+        """Texts to unit-length features of their words, and of the whole text.
+
+        Args:
+            input_ids: (texts, words).
+            attention_mask: (texts, words), 1 = a token the tower attends to.
+            word_mask: (texts, words) True = a word that takes part in the score. None: every
+                attended token but the special ones.
+            text_hidden_states: Instead: (texts, words, hidden) tower outputs computed before.
+            text_pooled_state: (texts, hidden) output of the token that the encoder pools.
+            inputs: What else the tower takes, such as `token_type_ids`; None is left out.
+
+        Returns:
+            Features (texts, words, D) fp32 of unit length, mask (texts, words) bool, pooled
+            (texts, D) as of images.
+        """
+        given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
+        hidden = encoder_tokens.text_hidden_states(self.encoder, *given, **inputs)
+        return self._to_columns(hidden, "text")
+
+    def _to_columns(self, hidden: TokenFeatures, side: str) -> TokenFeatures:
+        pools = not self.training or self.pooled_share > 0
+        tokens = encoder_tokens.project(self.encoder, side, hidden, pools)
+        tokens = unit_length(tokens.features, tokens.mask, side, tokens.pooled)
+        return self.prototypes.to_columns(tokens, side)
+
+    def get_image_features(self, pixel_values: Tensor, **inputs: Any) -> ModelOutput:
+        """The encoder's own image features: `pooler_output` (images, D) and `last_hidden_state`."""
+        return encoder_tokens.image_output(self.encoder, pixel_values=pixel_values, **inputs)
+
+    def get_text_features(self, input_ids: Tensor, **inputs: Any) -> ModelOutput:
+        """The encoder's own text features: `pooler_output` (texts, D) and `last_hidden_state`."""
+        return encoder_tokens.text_output(self.encoder, input_ids=input_ids, **inputs)
+
+    def score(
+        self,
+        images: TokenFeatures,
+        texts: TokenFeatures,
+        column_weights: Tensor | None = None,
+        pooled_share: float | None = None,
+    ) -> Tensor:
+        """(1 - m) · S + m · cos for every image and text.
+
+        Args:
+            images: From `encode_images`.
+            texts: From `encode_texts`.
+            column_weights: (D,) other weights than the model's own, as a trial needs.
+            pooled_share: Another m than the model's own.
+
+        Returns:
+            (images, texts) fp32, in [-2, 2] for uniform weights.
+        """
+        weights = self.column_weights if column_weights is None else column_weights
+        share = self.pooled_share if pooled_share is None else pooled_share
+        return weighted_score(images, texts, weights, share)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        image_hidden_states: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        image_pooled_state: Tensor | None = None,
+        text_hidden_states: Tensor | None = None,
+        text_pooled_state: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        loss_ramp: float | None = None,
+        scorer: Callable[[TokenFeatures, TokenFeatures], Tensor] | None = None,
+        return_loss: bool = True,
+        return_dict: bool | None = None,
+        image_pairs: bool = False,
     ) -> PicoOutput | tuple:
         """Scores all images against all texts; changes no state.
 
@@ -343,15 +446,20 @@ class PicoModel(PicoPreTrainedModel):
         identity are no negatives. `loss_ramp` in [0, 1] scales the hinge loss over all negatives
         (warm-up); None takes the hardest ones. `scorer` gives other scores than `score`.
         `return_loss` computes the loss of at least two images and as many texts.
-        `return_dict=False` returns a tuple.
+        `return_dict=False` returns a tuple. `image_pairs=True` takes images and, in their second
+        half, a partner of each in place of texts.
         """
         computed = (image_hidden_states, patch_mask, image_pooled_state)
         shape = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
         grid = {**shape, "interpolate_pos_encoding": interpolate_pos_encoding}
         images = self.encode_images(pixel_values, *computed, **grid)
-        given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
-        more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        texts = self.encode_texts(*given, **more)
+        if image_pairs:  # both halves in the columns of images
+            images, texts = halves(images, input_ids, text_hidden_states)
+            scorer = partial(same_side_similarity, column_weights=self.column_weights)
+        else:
+            given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
+            more = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+            texts = self.encode_texts(*given, **more)
         output = pair_output(self, images, texts, image_ids, loss_ramp, scorer, return_loss)
         return output if return_dict is not False else output.to_tuple()
 
@@ -372,8 +480,7 @@ class PicoModel(PicoPreTrainedModel):
         Raises:
             ValueError: If there is no reference, or if either is empty.
         """
-        known = gallery is not None
-        self._calibration = calibration_of(self.encoder, gallery, reference) if known else None
+        self._calibration = calibration_of(self.encoder, gallery, reference)
 
     def freeze_towers(self) -> None:
         """Trains only what comes after the towers' hidden states: projections and logit scale.

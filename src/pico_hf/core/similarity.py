@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.kernels import fused_interaction
-from pico_hf.kernels.interaction_gradient import (
-    LateInteraction,
-    refuse_second_derivative,
-    token_gradients,
-)
-from pico_hf.kernels.late_interaction import Matches, fold, interact, working_type
-from pico_hf.kernels.packing import Packing
+from pico_hf.kernels.compiled import score_in_graph
+from pico_hf.kernels.scoring import score_tokens
 
 
 def similarity(
@@ -61,21 +53,62 @@ def similarity(
         >>> similarity(images, texts, torch.tensor([0.5, 1.5])).tolist()
         [[0.75]]
     """
-    _check_widths(images, texts, column_weights)
-    sides = images.features, images.mask, texts.features, texts.mask
-    weights = None if column_weights is None else column_weights.detach()
-    if torch.compiler.is_compiling():
-        exporting = torch.compiler.is_exporting()
-        score = _all_products if exporting else torch.ops.pico_hf.late_interaction
-        return score(*sides, weights)
-    _check_tokens(images, texts)
-    features = images.features.contiguous(), texts.features.contiguous()
-    if fused_interaction.applies(*features):
-        return fused_interaction.score(*features, images.mask, texts.mask, weights)
-    packings = Packing(images.mask), Packing(texts.mask)
-    if torch.is_grad_enabled() and any(side.requires_grad for side in features):
-        return LateInteraction.apply(*features, *packings, weights, progress)
-    return interact(*features, *packings, weights, progress=progress)
+    sides = {"images": images, "texts": texts}
+    _check_widths(sides, column_weights)
+    return _scores(sides, column_weights, progress)
+
+
+def same_side_similarity(
+    queries: TokenFeatures,
+    targets: TokenFeatures,
+    column_weights: Float[Tensor, " D"] | None = None,
+) -> Float[Tensor, "queries targets"]:
+    """Score images against images, or texts against texts, by the cosines of weighted tokens.
+
+    S as in [`similarity`], with s[p, q] = Σ_d w_d · a_d · b_d / (‖a‖ ‖b‖), ‖a‖² = Σ_d w_d · a_d²
+    (our reconstruction, not in arXiv 2510.11175, which scores images against texts only). Both
+    sides must be in the same columns: where each side of a model has a basis of its own, those of
+    one side. So scores are symmetric, and nothing scores higher than an item with itself: 2. The
+    products of [`similarity`] would favour targets that are long in the weighted columns.
+
+    Args:
+        queries: Tokens of some images (or texts).
+        targets: Tokens of images (or texts) in the same columns.
+        column_weights: (D,) weights >= 0, of mean 1 by convention; no gradient flows to them. None:
+            all equal.
+
+    Returns:
+        Scores in [-2, 2], differentiable in both features. A token that has nothing in columns of
+        positive weight has cosine 0 with every other.
+
+    Raises:
+        ValueError: See [`similarity`]; also if a weight is negative.
+
+    Example:
+        >>> ends = torch.tensor([[[0.6, 0.8]], [[0.8, -0.6]]])
+        >>> images = TokenFeatures(ends, torch.tensor([[True], [True]]))
+        >>> same_side_similarity(images, images).round(decimals=4).abs().tolist()
+        [[2.0, 0.0], [0.0, 2.0]]
+        >>> same_side_similarity(images, images, torch.tensor([2.0, 0.0])).tolist()
+        [[2.0, 2.0], [2.0, 2.0]]
+    """
+    sides = {"queries": queries, "targets": targets}
+    _check_widths(sides, column_weights)
+    if column_weights is not None and bool((column_weights < 0).any()):
+        raise ValueError(
+            "`column_weights` must be >= 0 to measure a token's length, got a minimum of "
+            f"{float(column_weights.min()):.4g}. Pass weights of a semantic probability."
+        )
+    return _scores({name: _weighted_unit(side, column_weights) for name, side in sides.items()})
+
+
+def _weighted_unit(tokens: TokenFeatures, weights: Tensor | None) -> TokenFeatures:
+    """Tokens with columns times √w, of length 1: their products are weighted cosines."""
+    features = tokens.features
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    if weights is not None:
+        features = features * weights.detach().to(features).sqrt()
+    return TokenFeatures(torch.nn.functional.normalize(features, dim=-1), tokens.mask)
 
 
 def weighted_score(
@@ -144,107 +177,42 @@ def pooled_similarity(
     return sides[0] @ sides[1].t()
 
 
-def _all_products(
-    image_features: Float[Tensor, "images patches D"],
-    image_mask: Bool[Tensor, "images patches"],
-    text_features: Float[Tensor, "texts words D"],
-    text_mask: Bool[Tensor, "texts words"],
-    weights: Float[Tensor, " D"] | None,
+def _scores(
+    sides: dict[str, TokenFeatures], column_weights: Tensor | None = None, progress: bool = False
 ) -> Float[Tensor, "images texts"]:
-    """The formula as it is written, in operators that every runtime knows."""
-    dtype = working_type(image_features, text_features)
-    patches, words = image_features.to(dtype), fold(text_features.to(dtype), weights)
-    products = torch.einsum("ipd,twd->itpw", patches, words)
-    padding = ~image_mask[:, None, :, None], ~text_mask[None, :, None, :]
-    by_patch = products.masked_fill(padding[1], -torch.inf).amax(dim=3)
-    by_word = products.masked_fill(padding[0], -torch.inf).amax(dim=2)
-    by_patch = by_patch.masked_fill(padding[0].squeeze(3), 0.0).sum(dim=2)
-    by_word = by_word.masked_fill(padding[1].squeeze(2), 0.0).sum(dim=2)
-    return by_patch / image_mask.sum(dim=1).unsqueeze(1) + by_word / text_mask.sum(dim=1)
+    weights = None if column_weights is None else column_weights.detach()
+    first, second = sides.values()
+    inputs = first.features, first.mask, second.features, second.mask
+    if torch.compiler.is_compiling():
+        return score_in_graph(*inputs, weights)
+    _check_tokens(sides)
+    return score_tokens(*inputs, weights, progress)
 
 
-_SIDES = "Tensor image_features, Tensor image_mask, Tensor text_features, Tensor text_mask"
-
-
-@torch.library.custom_op(
-    "pico_hf::late_interaction", mutates_args=(), schema=f"({_SIDES}, Tensor? weights) -> Tensor"
-)
-def _scored(*inputs: Any) -> Tensor:
-    """Scores inside a compiled graph."""
-    image_features, image_mask, text_features, text_mask, weights = inputs
-    sides = TokenFeatures(image_features, image_mask), TokenFeatures(text_features, text_mask)
-    with torch.no_grad():
-        return similarity(*sides, weights)
-
-
-@_scored.register_fake
-def _(image_features: Tensor, _: Tensor, text_features: Tensor, *__: Any) -> Tensor:
-    dtype = working_type(image_features, text_features)
-    return image_features.new_empty(len(image_features), len(text_features), dtype=dtype)
-
-
-@torch.library.custom_op(
-    "pico_hf::late_interaction_backward",
-    mutates_args=(),
-    schema=f"(Tensor gradient, {_SIDES}, Tensor? weights) -> (Tensor, Tensor)",
-)
-def _gradients(gradient: Tensor, *inputs: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients inside a compiled graph; maxima are found once more, since their number varies."""
-    image_features, image_mask, text_features, text_mask, weights = inputs
-    features = image_features.contiguous(), text_features.contiguous()
-    packings = Packing(image_mask), Packing(text_mask)
-    matches = Matches.empty(*packings)
-    interact(*features, *packings, weights, matches)
-    return token_gradients(gradient, *features, *packings, matches, weights)
-
-
-@_gradients.register_fake
-def _(_: Tensor, image_features: Tensor, __: Tensor, text_features: Tensor, *___: Any) -> Any:
-    return (
-        torch.empty_like(image_features, memory_format=torch.contiguous_format),
-        torch.empty_like(text_features, memory_format=torch.contiguous_format),
-    )
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *sides, ctx.weights = inputs
-    ctx.save_for_backward(*sides)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    refuse_second_derivative()
-    both = torch.ops.pico_hf.late_interaction_backward(gradient, *ctx.saved_tensors, ctx.weights)
-    return both[0], None, both[1], None, None
-
-
-_scored.register_autograd(_backward, setup_context=_keep)
-
-
-def _check_widths(
-    images: TokenFeatures, texts: TokenFeatures, column_weights: Tensor | None
-) -> None:
-    """Raise ValueError for inputs that do not fit each other."""
-    width = images.features.shape[2]
+def _check_widths(sides: dict[str, TokenFeatures], column_weights: Tensor | None) -> None:
+    """Raise ValueError for inputs that do not fit each other, by the names of `sides`."""
+    (left, first), (right, second) = sides.items()
+    width = first.features.shape[2]
     if column_weights is not None and column_weights.shape != (width,):
         raise ValueError(
             f"`column_weights` must be of shape ({width},), one per column, got "
             f"{tuple(column_weights.shape)}. Pass weights of this width."
         )
-    if width != texts.features.shape[2]:
+    if width != second.features.shape[2]:
         raise ValueError(
-            f"`texts` must be as wide as `images` ({width} columns), got "
-            f"{texts.features.shape[2]}. Project both into one space."
+            f"`{right}` must be as wide as `{left}` ({width} columns), got "
+            f"{second.features.shape[2]}. Project both into one space."
         )
-    if texts.features.device != images.features.device:
+    if second.features.device != first.features.device:
         raise ValueError(
-            f"`texts` must be on the device of `images` ({images.features.device}), got "
-            f"{texts.features.device}. Move one side with `.to(device)`."
+            f"`{right}` must be on the device of `{left}` ({first.features.device}), got "
+            f"{second.features.device}. Move one side with `.to(device)`."
         )
 
 
-def _check_tokens(images: TokenFeatures, texts: TokenFeatures) -> None:
-    """Raise ValueError for an image or text without tokens."""
-    for name, tokens in (("images", images), ("texts", texts)):
+def _check_tokens(sides: dict[str, TokenFeatures]) -> None:
+    """Raise ValueError for an item without tokens."""
+    for name, tokens in sides.items():
         empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(

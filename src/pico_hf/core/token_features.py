@@ -156,3 +156,28 @@ def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:
     kept = torch.nn.functional.dropout(kept, share)
     pooled = None if tokens.pooled is None else tokens.pooled * kept.squeeze(1)
     return TokenFeatures(tokens.features * kept, tokens.mask, pooled)
+
+
+def halves(tokens: TokenFeatures, *texts: Tensor | None) -> tuple[TokenFeatures, TokenFeatures]:
+    """Splits 2n images that were encoded as one batch: the first n, and the partner of each.
+
+    Args:
+        tokens: Of 2n images, the partner of image i at n + i.
+        texts: What a batch might have beside images, all None.
+
+    Raises:
+        ValueError: If the number of images is odd, or if there are texts.
+
+    Example:
+        >>> images = TokenFeatures(torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[True], [True]]))
+        >>> [half.features.item() for half in halves(images)]
+        [1.0, 2.0]
+    """
+    extra = any(text is not None for text in texts)
+    if len(tokens) % 2 or extra:
+        raise ValueError(
+            "`image_pairs=True` takes images and as many partners after them, and no texts, got "
+            f"{len(tokens)} images{' and texts' if extra else ''}. Make such batches with "
+            "`ImagePairCollator`."
+        )
+    return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]

@@ -57,12 +57,12 @@ def checked_rows(
     Raises:
         ValueError: See [`load_image_text`].
     """
-    _check_kind(rows)
+    check_kind(rows)
     if set(COLUMNS[:4]) <= set(rows.column_names) <= set(COLUMNS):  # checked before
         image_id_column, gallery_column = image_id_column or "image_id", gallery_column or "gallery"
     names = (image_column, caption_column, image_id_column, gallery_column)
     found = _made(rows, *names) if is_made_on_the_fly(rows) else _stored(rows, *names)
-    good = _readable(found.reads, skip_bad_images)
+    good = readable_rows(found.reads, skip_bad_images)
     return _one_row_per_image(found, good)
 
 
@@ -99,19 +99,30 @@ def _stored(
     image = image or find_image_column(rows)
     caption = caption or find_caption_column(rows)
     _require_all(rows.column_names, image, caption, identity, gallery)
+    images, reads = stored_images(rows, image)
+    return _Found(
+        images,
+        reads,
+        rows[caption],
+        _names(rows[identity] if identity else [None] * len(rows)),
+        _galleries(rows[gallery] if gallery else [None] * len(rows)),
+    )
+
+
+def stored_images(rows: datasets.Dataset, image: str) -> tuple[datasets.Dataset, list[Read]]:
+    """The images of a column as a column `image` of their own, and what is in each.
+
+    Args:
+        rows: As they are stored, without a format.
+        image: Column of images, paths or bytes.
+    """
     images = rows.select_columns(image)
     if image != "image":
         images = images.rename_column(image, "image")
     if getattr(images.features["image"], "dtype", None) == "string_view":
         images = images.cast_column("image", datasets.Value("string"))
     encoded = images.cast_column("image", datasets.Image(decode=False))
-    return _Found(
-        images.cast_column("image", datasets.Image(decode=True)),
-        read_encoded(encoded["image"]),
-        rows[caption],
-        _names(rows[identity] if identity else [None] * len(rows)),
-        _galleries(rows[gallery] if gallery else [None] * len(rows)),
-    )
+    return images.cast_column("image", datasets.Image(decode=True)), read_encoded(encoded["image"])
 
 
 def _made(
@@ -183,7 +194,8 @@ def _require_all(
             require_column(columns, argument, name)
 
 
-def _check_kind(rows: Any) -> None:
+def check_kind(rows: Any) -> None:
+    """Raises ValueError for what is no `datasets.Dataset` with at least one row."""
     if isinstance(rows, datasets.DatasetDict):
         raise ValueError(
             f"The data must be one split, got a DatasetDict of {', '.join(rows)}. Choose one, as "
@@ -209,7 +221,7 @@ def _captions(row: int, value: Any) -> list[str]:
     return captions
 
 
-def _readable(reads: Sequence[Read], skip_bad_images: bool) -> list[int]:
+def readable_rows(reads: Sequence[Read], skip_bad_images: bool) -> list[int]:
     """Rows whose image decodes to the last byte."""
     bad = [row for row, read in enumerate(reads) if read.problem]
     if not bad:

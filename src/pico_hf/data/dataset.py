@@ -18,8 +18,12 @@ from pico_hf.data.images import open_image
 from pico_hf.data.reading import is_made_on_the_fly
 
 
-class _Images(Dataset):
-    """Every image as a row `{"image": PIL image}`, opened when it is asked for."""
+class StoredImages(Dataset):
+    """Every image as a row `{"image": PIL image}`, opened when it is asked for.
+
+    Args:
+        rows: With a column `image`.
+    """
 
     def __init__(self, rows: datasets.Dataset) -> None:
         stored = isinstance(rows.features["image"], datasets.Image)
@@ -115,7 +119,7 @@ class ImageTextDataset(Dataset):
             )
         self.rows = rows
         self.seed = seed
-        self._images = _Images(rows)
+        self._images = StoredImages(rows)
         # Workers that live on between epochs have copies of all but what is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         facts = rows.with_format(None)

@@ -16,19 +16,21 @@ from pico_hf.encoders.tokens import image_hidden_states
 @torch.no_grad()
 def calibration_of(
     encoder: PreTrainedModel,
-    gallery: Iterable[Mapping[str, Tensor]],
+    gallery: Iterable[Mapping[str, Tensor]] | None,
     reference: Iterable[Mapping[str, Tensor]] | None,
-) -> StyleCalibration:
+) -> StyleCalibration | None:
     """Brings the statistics of a gallery's hidden states to those of reference images.
 
     Args:
         encoder: The dual encoder.
-        gallery: Batches of images, see `PicoModel.calibrate`.
+        gallery: Batches of images, see `PicoModel.calibrate`; None: no calibration.
         reference: Likewise.
 
     Raises:
         ValueError: If there is no reference, or if either is empty.
     """
+    if gallery is None:
+        return None
     if reference is None:
         raise ValueError(
             "`reference` must be batches of images like those of the training data, got None."

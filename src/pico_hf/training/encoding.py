@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,8 @@ class SplitEncoder:
         texts = (texts for _, texts in self.batches(captions, description, encode))
         order, device = split.image_order, self.model.device
         return EncodedSplit(
-            PackedTokens.collect(map(self._placed, images), self._limit),
-            PackedTokens.collect(map(self._placed, texts), self._limit),
+            self.packed(images),
+            self.packed(texts),
             split.ordered_text_to_image.to(device),
             split.gallery[order].to(device),
             split.image_ids[order].to(device),
@@ -79,8 +79,10 @@ class SplitEncoder:
             self.processes,
         )
 
-    def _placed(self, batch: TokenFeatures) -> TokenFeatures:
-        return batch.to("cpu") if self.offload else batch
+    def packed(self, batches: Iterable[TokenFeatures]) -> PackedTokens:
+        """Keeps the features of all batches, where and as long as memory allows."""
+        placed = (batch.to("cpu") if self.offload else batch for batch in batches)
+        return PackedTokens.collect(placed, self._limit)
 
     @property
     def _limit(self) -> float:
