@@ -7,8 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.kernels.compiled import score_in_graph
-from pico_hf.kernels.scoring import score_tokens
+from pico_hf.kernels.scoring import score_in_graph, score_tokens
 
 
 def similarity(

@@ -57,8 +57,8 @@ def pooled_state(
         return None
     with torch.no_grad():
         projected = apply_steps(encoder, row.steps, hidden)
-        place = (projected - given.unsqueeze(1)).abs().amax(dim=-1).argmin(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+        place = (projected - given.unsqueeze(1)).abs().amax(dim=-1).argmin(dim=1, keepdim=True)
+    return hidden.take_along_dim(place.unsqueeze(-1), dim=1).squeeze(1)
 
 
 def project_pooled(

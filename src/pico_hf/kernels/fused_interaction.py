@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pico_hf.kernels.interaction_gradient import refuse_second_derivative
+from pico_hf.kernels.late_interaction import refuse_second_derivative
 
 SWITCH = "PICO_FUSED_KERNELS"  # name of the environment variable
 DEVICES = ("cuda",)

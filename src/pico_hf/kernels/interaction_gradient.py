@@ -14,7 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pico_hf.kernels.late_interaction import Matches, fold, interact
+from pico_hf.kernels.late_interaction import (
+    Matches,
+    fold,
+    interact,
+    refuse_second_derivative,
+)
 from pico_hf.kernels.packing import Packing, size
 
 BAG_ENTRIES = 2**16  # (patch, word, weight) entries listed and sorted at a time: about 4 MB
@@ -84,15 +89,6 @@ def token_gradients(
         images.unpack(to_images, image_features) if needs_images else None,
         texts.unpack(fold(to_texts, weights), text_features) if needs_texts else None,
     )
-
-
-def refuse_second_derivative() -> None:
-    """Raise RuntimeError inside a backward that is itself recorded for a gradient."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "`similarity` cannot be differentiated twice, got create_graph=True. Call "
-            "backward without it, or score with plain autograd operations."
-        )
 
 
 def _entries(

@@ -180,3 +180,12 @@ class Block:
 
 def _by_text(products: Tensor, run: Run) -> Float[Tensor, "texts words patch_rows"]:
     return products[run.rows].unflatten(0, (-1, run.length))
+
+
+def refuse_second_derivative() -> None:
+    """Raise RuntimeError inside a backward that is itself recorded for a gradient."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "`similarity` cannot be differentiated twice, got create_graph=True. Call "
+            "backward without it, or score with plain autograd operations."
+        )
