@@ -113,7 +113,7 @@ def wrap_encoder(
         fields: Of [`PicoConfig`].
     """
     new = fallback_projection and architecture(encoder) not in ENCODERS
-    share = float(not new) if pooled_share is None else pooled_share
+    share = pooled_share or 0.0
     if new:
         widths = fallback_widths(encoder)
         fields = {**fields, "fallback_widths": widths}
