@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pico_hf import PicoCollator, PicoModel, cli, explain
+from pico_hf import PicoCollator, PicoModel, PicoRetriever, cli, explain
 from pico_hf.encoders.grid import patch_grid
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.encoders.table import ENCODERS, architecture
@@ -57,6 +57,21 @@ def test_columns_sum_to_the_score_of_every_architecture(name):
     assert float(found.unweighted.columns.sum()) == pytest.approx(unweighted, abs=1e-5)
     assert found.score == pytest.approx(float(score), abs=1e-5)
     assert unweighted != pytest.approx(found.score, abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [1 / 3, 1.0])
+@torch.no_grad()
+def test_columns_sum_to_the_score_that_pooled_vectors_are_part_of(share):
+    model, processor = weighted("clip"), tiny_processor()
+    tokens = explain(model, processor, picture(), CAPTION)
+    model.prototypes.share_score(share)
+    found = explain(model, processor, picture(), CAPTION)
+    score = PicoRetriever(model, processor).score([picture()], [CAPTION])
+    assert found.score == pytest.approx(float(score), abs=1e-5)
+    assert float(found.weighted.columns.sum()) == pytest.approx(float(score), abs=1e-5)
+    rest = found.score - found.weighted.pooled
+    assert rest == pytest.approx((1 - share) * tokens.score, abs=1e-5)
+    assert found.weighted.pooled != 0.0
 
 
 @pytest.mark.parametrize("name", list(BUILDERS))

@@ -114,7 +114,9 @@ def explain(
     for word, part in zip(explanation.words, explanation.weighted.words.tolist(), strict=True):
         print(f"{part:8.4f}  {word}")
     print(f"{float(explanation.weighted.patches.sum()):8.4f}  all patches")
-    print(f"{explanation.score:8.4f}  S, drawn in {output}")
+    if explanation.weighted.pooled:
+        print(f"{explanation.weighted.pooled:8.4f}  image and caption as a whole")
+    print(f"{explanation.score:8.4f}  score, drawn in {output}")
 
 
 def cache(folder: str | None = None, *, clear: str | None = None) -> None:

@@ -148,8 +148,8 @@ def explain(model: PicoModel, processor: Any, image: Any, caption: str) -> Expla
     grid = patch_grid(model.encoder, batch, int(patches.mask.sum()))
     return Explanation(
         words=word_labels(collate, caption, batch["input_ids"][0], words.mask[0].cpu()),
-        weighted=attribute(patches, words, weights),
-        unweighted=attribute(patches, words),
+        weighted=attribute(patches, words, weights, model.pooled_share),
+        unweighted=attribute(patches, words, pooled_share=model.pooled_share),
         column_weights=weights.detach().cpu(),
         grid=grid,
         image=seen_image(batch, collate.image_processor),

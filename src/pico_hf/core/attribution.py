@@ -20,42 +20,51 @@ class Attribution:
         best_words: (patches,) the word that each patch matches best, the first of equals.
         best_patches: (words,) the patch that each word matches best, the first of equals.
         columns: (D,) what each column adds to the score; they sum to it.
+        pooled: What the pooled vectors of the whole image and text add to it.
+        tokens_share: 1 - m, how much of the score the tokens are.
     """
 
     products: Float[Tensor, "patches words"]
     best_words: Int[Tensor, " patches"]
     best_patches: Int[Tensor, " words"]
     columns: Float[Tensor, " D"]
+    pooled: float = 0.0
+    tokens_share: float = 1.0
 
     @property
     def patches(self) -> Float[Tensor, " patches"]:
-        """What each patch adds to the score: max_w s[p, w] / patches."""
-        return self.products.amax(dim=1) / self.products.shape[0]
+        """What each patch adds to the score: (1 - m) · max_w s[p, w] / patches."""
+        return self.tokens_share * self.products.amax(dim=1) / self.products.shape[0]
 
     @property
     def words(self) -> Float[Tensor, " words"]:
-        """What each word adds to the score: max_p s[p, w] / words."""
-        return self.products.amax(dim=0) / self.products.shape[1]
+        """What each word adds to the score: (1 - m) · max_p s[p, w] / words."""
+        return self.tokens_share * self.products.amax(dim=0) / self.products.shape[1]
 
     @property
     def score(self) -> float:
-        """S = mean_p max_w s[p, w] + mean_w max_p s[p, w], the sum of both kinds of parts."""
-        return float(self.patches.sum() + self.words.sum())
+        """(1 - m) · S + m · cos, the sum of all kinds of parts."""
+        return float(self.patches.sum() + self.words.sum()) + self.pooled
 
 
 def attribute(
-    image: TokenFeatures, text: TokenFeatures, column_weights: Float[Tensor, " D"] | None = None
+    image: TokenFeatures,
+    text: TokenFeatures,
+    column_weights: Float[Tensor, " D"] | None = None,
+    pooled_share: float = 0.0,
 ) -> Attribution:
     """Takes the score of one pair apart.
 
     Every maximum of S is one product s[p, w], which is a sum over columns. So
     S = Σ_d w_d · (mean_p V[p, d] · T[w*(p), d] + mean_w V[p*(w), d] · T[w, d]),
-    where w*(p) and p*(w) won the maxima: column d adds its summand.
+    where w*(p) and p*(w) won the maxima: column d adds its summand. So it does to the cosine of the
+    pooled vectors a and b: w_d · a_d · b_d / √(Σ_d w_d a_d² · Σ_d w_d b_d²).
 
     Args:
         image: Patches of one image.
         text: Words of one text, as wide as `image`.
         column_weights: (D,) weights of mean 1; None weighs all columns by one.
+        pooled_share: m, how much of the score the pooled vectors are.
 
     Returns:
         The parts, of real tokens only, in float64 on the CPU.
@@ -83,4 +92,21 @@ def attribute(
     best_words, best_patches = products.argmax(dim=1), products.argmax(dim=0)
     by_patch = (patches * weighted[best_words]).mean(dim=0)
     by_word = (patches[best_patches] * weighted).mean(dim=0)
-    return Attribution(products, best_words, best_patches, by_patch + by_word)
+    pooled = _pooled_columns(image, text, weights.detach().cpu().double(), pooled_share)
+    columns = (1 - pooled_share) * (by_patch + by_word) + pooled
+    best = best_words, best_patches
+    return Attribution(products, *best, columns, float(pooled.sum()), 1 - pooled_share)
+
+
+def _pooled_columns(
+    image: TokenFeatures, text: TokenFeatures, weights: Tensor, share: float
+) -> Float[Tensor, " D"]:
+    """What each column adds to m · cos."""
+    if share == 0.0:
+        return torch.zeros_like(weights)
+    sides = []
+    for side in (image, text):
+        assert side.pooled is not None  # `encode_images` and `encode_texts` give them
+        sides.append(side.pooled[0].detach().cpu().double() * weights.sqrt())
+    first, second = (torch.nn.functional.normalize(side, dim=0) for side in sides)
+    return share * first * second

@@ -29,10 +29,6 @@ from pico_hf.core.style import propose_style
 
 logger = logging.getLogger(__name__)
 
-# Shares m of the pooled vectors that are tried: beside one part of S none, ¼, ½, 1, 2 or 4 parts of
-# their cosine, or that alone.
-SHARES = (0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0)
-
 # From the probe set's statistics and the prototypes of both sides to a probability (D,).
 ProbabilityEstimate = Callable[[ColumnStatistics, Tensor, Tensor], Tensor]
 
@@ -279,50 +275,3 @@ def _identity(prototypes: StylePrototypes, moments: PairMoments) -> Tensor:
     if given != columns:
         raise ValueError(f"`moments` must have the encoder's {columns} columns, got {given}.")
     return torch.eye(columns, dtype=torch.float64)
-
-
-# ---- pooled vectors ----------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def choose_share(
-    prototypes: StylePrototypes,
-    trial: Callable[[Sequence[float]], Sequence[float]],
-    shares: Sequence[float] = SHARES,
-    *,
-    fusion: FusionRule = normalised_gain,
-) -> list[Refinement]:
-    """Finds how much of the score the pooled vectors are, by what every share brings.
-
-    The shares are fused as forms are, into the one that is there. Where two ways to score that are
-    far apart are good, what lies between them need not be: then the best one is taken. Columns and
-    weights stay.
-
-    Args:
-        prototypes: Changed at the end; unless something scores better, the share stays.
-        trial: From shares to the dev-split rSum with each.
-        shares: Tried, in [0, 1].
-        fusion: From Δ_n to the part that share n has in the result.
-
-    Returns:
-        What every share brought.
-    """
-    own = prototypes.score_share
-    before, *tried = trial([own, *shares])
-    gains = [value - before for value in tried]
-    forms = [torch.tensor([[share]], dtype=torch.float64) for share in shares]
-    start = torch.tensor([[own]], dtype=torch.float64)
-    fused, parts, _ = fuse_forms(
-        forms, gains, fusion, temperature=prototypes.feedback_temperature, start=start
-    )
-    found = {
-        float(fused): trial([float(fused)])[0],
-        own: before,
-        **dict(zip(shares, tried, strict=True)),
-    }
-    prototypes.share_score(max(found, key=lambda share: (found[share], share == own)))
-    probability = prototypes.semantic_probability
-    return [
-        Refinement(number, gain, part, probability.clone(), "pooled")
-        for number, (gain, part) in enumerate(zip(gains, parts, strict=True), start=1)
-    ]

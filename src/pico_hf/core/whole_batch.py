@@ -56,10 +56,18 @@ class WholeBatch:
         everyone = TokenFeatures(
             _joined(_AllTexts.apply(features, self.processes), columns),
             _joined(self.processes.gathered(mask), columns).bool(),
+            self._pooled(texts, columns),
         )
         block = score(images, everyone[: self.pairs])
         blocks = _AllRows.apply(_padded(block, max(rows)), self.processes)
         return _joined(blocks, rows)[: self.pairs]
+
+    def _pooled(self, texts: TokenFeatures, columns: list[int]) -> Tensor | None:
+        """The pooled vectors of all texts, if they are part of the score."""
+        if texts.pooled is None:
+            return None
+        own = _padded(texts.pooled, max(columns))
+        return _joined(_AllTexts.apply(own, self.processes), columns)
 
     def identities(self, own: Tensor) -> Tensor:
         """Identities (all images,) of all images.

@@ -23,13 +23,13 @@ from pico_hf.core.construction import (
     ProbabilityEstimate,
     Refinement,
     align_columns,
-    choose_share,
     complement_of_style,
     refine_style,
 )
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.fusion import FusionRule, normalised_gain
 from pico_hf.core.metrics import NotNumbersError
+from pico_hf.core.pooled_share import choose_share
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
