@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
+# Tests share the cores; a worker holds about 1 GB.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 EFFECT := outputs/effect-smoke
 KILLS := 30
@@ -11,7 +13,7 @@ MINUTES := 10
 .PHONY: help install demo encoders chaos effect-smoke format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
-	@echo "make test      the fast tests, about a minute and a half once things are installed"
+	@echo "make test      the fast tests, about five minutes on two cores"
 	@echo "make test-slow the slow tests; make test-all: both"
 	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make effect-smoke  a miniature of the effect study on the embedded drawings, minutes"
@@ -26,13 +28,13 @@ demo: $(VENV)/.pico-demo
 	$(BIN)/python examples/run_pico.py
 
 test: $(VENV)/.pico-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.pico-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.pico-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 encoders: $(VENV)/.pico-test
 	$(BIN)/python tests/encoder_report.py

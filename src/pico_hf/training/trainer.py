@@ -197,12 +197,15 @@ class PicoTrainer(ResumableTrainer):
         Either takes statistics of training pairs, tries what follows from them on the dev split,
         the network frozen, and fuses it by what it brought. It needs no training: with an encoder
         as it is, `train_dataset` and `eval_dataset` are all it looks at. Without the latter, as
-        with a handful of pairs, all candidates for canonical columns count alike. Checkpoints of a
-        run hold the network before its alignment; `save_model` saves it aligned.
+        with a handful of pairs, all candidates for canonical columns count alike. With canonical
+        columns it also finds how much of the score the encoder's pooled features are. Checkpoints
+        of a run hold the network before its alignment; `save_model` saves it aligned.
         """
         reports = self.feedback.construct()
         self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
         for report in reports:
+            if report.source == "pooled":
+                continue
             weights = self.pico_model.column_weights
             self.log(
                 {
@@ -214,6 +217,8 @@ class PicoTrainer(ResumableTrainer):
                     "pico_weight_max": float(weights.max()),
                 }
             )
+        if any(report.source == "pooled" for report in reports):
+            self.log({"pico_pooled_share": self.pico_model.pooled_share})
 
     # ---- scoring a split ------------------------------------------------------------------
 
