@@ -280,7 +280,7 @@ def test_compacting_does_not_take_over_damage(tmp_path, photos, retriever):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", '{"format": "other"}', '{"format": "pico-index", "version": 1}']
+    "text", ["", "{", "[]", "7", '{"format": "other"}', '{"format": "pico-index", "version": 2}']
 )
 def test_a_damaged_manifest_is_named(text, tmp_path):
     PicoIndex.create(tmp_path / "index")
@@ -296,6 +296,6 @@ def test_a_manifest_with_another_number_is_named(tmp_path):
     manifest.write_text(whole.replace('"next_shard": 1', '"next_shard": 2'))
     with pytest.raises(ValueError, match="it was changed"):
         PicoIndex.open(tmp_path / "index")
-    manifest.write_text(whole.replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="is of version 2"):
+    manifest.write_text(whole.replace('"version": 2', '"version": 3'))
+    with pytest.raises(ValueError, match="is of version 3"):
         PicoIndex.open(tmp_path / "index")

@@ -15,7 +15,8 @@ from pico_hf.core.compression import merge_tokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.images import as_rgb
 from pico_hf.search.fingerprint import image_side_fingerprint
-from pico_hf.search.ranking import pooled_tokens
+from pico_hf.search.ranking import Queries, pooled_tokens
+from pico_hf.search.shards import ImageVectors
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,8 @@ class IndexEncoder:
     """Encodes images and queries in the encoder's own columns.
 
     With canonical columns s[p, w] = Σ_d w_d · (B'v)_d · t_d = v · B(w ∘ t) for the image basis B:
-    weights and basis go into the query, so that stored tokens depend on neither.
+    weights and basis go into the query, so that stored tokens depend on neither. So it is with the
+    pooled features, up to the length of an image's feature in weighted columns, see `Queries`.
 
     Args:
         retriever: A [`PicoRetriever`]; None: vectors are taken as they are.
@@ -54,30 +56,34 @@ class IndexEncoder:
         """An image in RGB."""
         return as_rgb(content, self.retriever.collate.background)
 
-    def images(self, pictures: list[Image.Image]) -> list[tuple[Tensor, Tensor]]:
+    def images(self, pictures: list[Image.Image]) -> list[ImageVectors]:
         """`vectors` of RGB images."""
         return self.vectors(self._quiet.encode_images(pictures))
 
     @torch.no_grad()
-    def vectors(self, features: TokenFeatures) -> list[tuple[Tensor, Tensor]]:
-        """(pooled vector (D,), tokens (tokens, D)) of each image, in fp32."""
+    def vectors(self, features: TokenFeatures) -> list[ImageVectors]:
+        """What is stored of each image, in fp32."""
         if self.retriever is not None:
             features = self.retriever.model.prototypes.to_encoder_columns(features, "image")
         features = features.to("cpu")
         merged = merge_tokens(features, self.merging)
         tokens = [own[mask].float() for own, mask in zip(merged.features, merged.mask, strict=True)]
-        return list(zip(pooled_tokens(features), tokens, strict=True))
+        pooled = features.pooled
+        summaries = [None] * len(tokens) if pooled is None else list(pooled.float())
+        parts = zip(pooled_tokens(features), tokens, summaries, strict=True)
+        return [ImageVectors(*one) for one in parts]
 
     @torch.no_grad()
-    def queries(self, queries: Any, width: int | None) -> TokenFeatures:
-        """Texts, images or features as tokens with the column weights folded in.
+    def queries(self, queries: Any, width: int | None) -> Queries:
+        """Texts, images or features with the column weights folded in.
 
         Args:
             queries: A list of texts, a list of images, or features in the model's columns.
             width: Columns of the index.
 
         Raises:
-            ValueError: If there are none, of both kinds, or of another width.
+            ValueError: If there are none, of both kinds, of another width, or without the pooled
+                vectors that are part of the model's score.
         """
         tokens = queries if isinstance(queries, TokenFeatures) else self._encoded(list(queries))
         if width is not None and tokens.features.shape[2] != width:
@@ -86,10 +92,18 @@ class IndexEncoder:
                 f"{tokens.features.shape[2]}."
             )
         if self.retriever is None:
-            return tokens.to("cpu")
-        model = self.retriever.model
-        folded = tokens.to(model.device).fold(model.column_weights)
-        return model.prototypes.to_encoder_columns(folded, "image").to("cpu")
+            return Queries(tokens.to("cpu"))
+        model, weights = self.retriever.model, self.retriever.model.column_weights
+        share = model.pooled_share
+        tokens = tokens.to(model.device)
+        folded = tokens.fold(weights)
+        if not share:
+            return Queries(model.prototypes.to_encoder_columns(folded, "image").to("cpu"))
+        pooled = _folded_pooled(tokens.pooled, weights, share)
+        folded = TokenFeatures(folded.features, folded.mask, pooled)
+        stored = model.prototypes.to_encoder_columns(folded, "image").to("cpu")
+        metric = model.prototypes.columns.image_basis * weights.sqrt()
+        return Queries(stored, share, metric.float().cpu())
 
     def _encoded(self, queries: list[Any]) -> TokenFeatures:
         self.required("encode queries")
@@ -111,6 +125,17 @@ class IndexEncoder:
         return self._quiet.encode_texts(queries)
 
 
+def _folded_pooled(pooled: Tensor | None, weights: Tensor, share: float) -> Tensor:
+    """Of pooled vectors b (queries, D): w ∘ b / ‖√w ∘ b‖, in fp32."""
+    if pooled is None:
+        raise ValueError(
+            f"`queries` must have pooled vectors, which are {share:.3g} of the model's score, got "
+            "tokens alone. Encode them with `PicoRetriever.encode_texts` or `encode_images`."
+        )
+    root = weights.to(pooled.device).sqrt()
+    return torch.nn.functional.normalize(pooled.float() * root, dim=-1) * root
+
+
 def check_features(
     features: TokenFeatures, keys: list[str], payloads: Sequence[Any] | None, width: int | None
 ) -> None:
@@ -125,7 +150,8 @@ def check_features(
         raise ValueError("`ids` must all be different.")
     if not features.mask.any(dim=1).all():
         raise ValueError("`features` must have at least one real token for every image.")
-    if not torch.isfinite(features.features[features.mask]).all():
+    pooled = features.features[:0] if features.pooled is None else features.pooled
+    if not all(torch.isfinite(one).all() for one in (features.features[features.mask], pooled)):
         raise ValueError("`features` contain NaN or infinity. Check the encoder.")
     if width is not None and features.features.shape[2] != width:
         raise ValueError(

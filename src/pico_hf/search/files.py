@@ -10,7 +10,8 @@ from typing import Any
 
 PARTIAL = ".partial"
 MANIFEST = "index.json"
-FORMAT, VERSION = "pico-index", 1
+# Version 2 has a summary of every image beside its tokens; version 1 is read as one without any.
+FORMAT, VERSION, READABLE = "pico-index", 2, (1, 2)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -85,15 +86,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another kind")
         version, digest = content.pop("version"), content.pop("digest")
-        if version == VERSION and digest != _digest(content):
+        if version in READABLE and digest != _digest(content):
             raise ValueError("it was changed or cut")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(path)!r} is no readable index file ({error}). Restore it from a copy, or make "
             "the index anew."
         ) from error
-    if version != VERSION:
+    if version not in READABLE:
         raise ValueError(
-            f"{str(path)!r} is of version {version}, this package reads {VERSION}. Update pico_hf."
+            f"{str(path)!r} is of version {version}, this package reads up to {VERSION}. Update "
+            "pico_hf."
         )
     return content

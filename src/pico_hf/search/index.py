@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.search.encoding import IndexEncoder, check_features
-from pico_hf.search.files import bytes_digest
 from pico_hf.search.fingerprint import check_same_encoder
 from pico_hf.search.payload import Filter, Payload, check_filter, checked_payload, matches
 from pico_hf.search.ranking import best_rows
@@ -32,8 +31,8 @@ class Hit:
 
     Attributes:
         id: Of the image: as it was named, else a digest of its content.
-        score: S of the query and the image, as `PicoModel.score` gives it up to the rounding of
-            the storage.
+        score: Of the query and the image, as `PicoModel.score` gives it up to the rounding of the
+            storage; S alone in an index that was opened without a model.
         payload: What was stored beside it; `path` of its file, if it has one.
     """
 
@@ -268,7 +267,8 @@ class PicoIndex:
         """Adds images that were encoded before, and replaces those with the same ids.
 
         Args:
-            features: What `PicoRetriever.encode_images` gives.
+            features: What `PicoRetriever.encode_images` gives. Without pooled vectors no model can
+                search them whose score these are part of.
             ids: Of each image, all different.
             payloads: Of each image.
 
@@ -280,11 +280,10 @@ class PicoIndex:
         check_features(features, keys, payloads, self._store.manifest["width"])
         vectors = self._encoder.vectors(features)
         images = []
-        for row, (key, (pooled, tokens)) in enumerate(zip(keys, vectors, strict=True)):
-            digest = bytes_digest(tokens.numpy().tobytes())
+        for row, (key, own) in enumerate(zip(keys, vectors, strict=True)):
             payload = checked_payload(payloads[row] if payloads else None, f"image {key!r}")
-            record = {"id": key, "digest": digest, "paths": [], "payload": payload}
-            images.append(StoredImage.of(record, pooled, tokens, self._store.dtype))
+            record = {"id": key, "digest": own.digest(), "paths": [], "payload": payload}
+            images.append(StoredImage.of(record, own, self._store.dtype))
         with self._store.writing():
             known = self._store.row_of
             new = [i for i in images if self._store.record_of(i.record["id"]) != i.record]
@@ -354,20 +353,20 @@ class PicoIndex:
             A list of [`Hit`]s, best first; of several queries a list of such lists.
 
         Raises:
-            ValueError: If a query is empty or cannot be read, a number is below 1, or the filter
-                names a field that no image has.
+            ValueError: If a query is empty or cannot be read, a number is below 1, the filter names
+                a field that no image has, or images lack the pooled feature that the score needs.
         """
         for name, number in (("top_k", top_k), ("depth", depth)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
         alone = not isinstance(queries, list | tuple | TokenFeatures)
         width = self._store.manifest["width"]
-        tokens = self._encoder.queries([queries] if alone else queries, width)
+        encoded = self._encoder.queries([queries] if alone else queries, width)
         rows = self._rows(filter)
         if not len(rows):
-            found: list[list[Hit]] = [[] for _ in range(len(tokens))]
+            found: list[list[Hit]] = [[] for _ in range(len(encoded))]
         else:
-            best = best_rows(self._store, rows, tokens, top_k, depth, exact)
+            best = best_rows(self._store, rows, encoded, top_k, depth, exact)
             found = [self._hits(scores, own) for scores, own in best]
         return found[0] if alone else found
 

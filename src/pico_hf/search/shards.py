@@ -25,6 +25,26 @@ class DamagedShardError(ValueError):
 
 
 @dataclass(frozen=True)
+class ImageVectors:
+    """What an index keeps of an encoded image, in fp32 and the encoder's own columns.
+
+    Attributes:
+        mean: (D,) mean of all tokens, by which the first stage ranks.
+        tokens: (tokens, D), after merging.
+        summary: (D,) the encoder's pooled feature, of unit length; None: it is not known.
+    """
+
+    mean: Tensor
+    tokens: Tensor
+    summary: Tensor | None = None
+
+    def digest(self) -> str:
+        """Of tokens and summary."""
+        given = [self.tokens] if self.summary is None else [self.tokens, self.summary]
+        return bytes_digest(b"".join(tensor.numpy().tobytes() for tensor in given))
+
+
+@dataclass(frozen=True)
 class StoredImage:
     """One image as an index keeps it.
 
@@ -33,19 +53,24 @@ class StoredImage:
         pooled: (D,) fp32, mean of the tokens.
         tokens: (tokens, D) in the storage dtype.
         scales: (tokens,) fp32 value of one level; ones unless stored in 8 bits.
+        summary: (D,) fp32, see `ImageVectors`.
     """
 
     record: dict[str, Any]
     pooled: Tensor
     tokens: Tensor
     scales: Tensor
+    summary: Tensor | None = None
 
     @classmethod
-    def of(cls, record: dict[str, Any], pooled: Tensor, tokens: Tensor, dtype: str) -> StoredImage:
-        """From fp32 tokens (tokens, D) of unit length."""
+    def of(cls, record: dict[str, Any], vectors: ImageVectors, dtype: str) -> StoredImage:
+        """From the vectors of an image."""
+        tokens, scales = vectors.tokens, torch.ones(len(vectors.tokens))
         if dtype == "int8":
-            return cls(record, pooled, *quantise(tokens))
-        return cls(record, pooled, tokens.to(DTYPES[dtype]), torch.ones(len(tokens)))
+            tokens, scales = quantise(tokens)
+        else:
+            tokens = tokens.to(DTYPES[dtype])
+        return cls(record, vectors.mean, tokens, scales, vectors.summary)
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,8 @@ class Shard:
         tokens: (all tokens, D) in the storage dtype.
         scales: (all tokens,) fp32.
         lengths: (images,) tokens of each image.
+        summary: (images, D) fp32, see `ImageVectors`; zeros where it is not known.
+        has_summary: (images,) bool.
     """
 
     records: list[dict[str, Any]]
@@ -65,13 +92,16 @@ class Shard:
     tokens: Tensor
     scales: Tensor
     lengths: Tensor
+    summary: Tensor
+    has_summary: Tensor
 
     def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
         """One image as it is stored, with another record if one is given."""
         end = int(self.lengths[: row + 1].sum())
         own = slice(end - int(self.lengths[row]), end)
         record = self.records[row] if record is None else record
-        return StoredImage(record, self.pooled[row], self.tokens[own], self.scales[own])
+        summary = self.summary[row] if self.has_summary[row] else None
+        return StoredImage(record, self.pooled[row], self.tokens[own], self.scales[own], summary)
 
 
 def write_shard(folder: Path, name: str, images: Sequence[StoredImage]) -> dict[str, Any]:
@@ -85,6 +115,7 @@ def write_shard(folder: Path, name: str, images: Sequence[StoredImage]) -> dict[
         "tokens": torch.cat([image.tokens for image in images]),
         "scales": torch.cat([image.scales for image in images]),
         "lengths": torch.tensor([len(image.tokens) for image in images]),
+        **_summaries(images),
     }
     lines = [json.dumps(image.record, ensure_ascii=False, allow_nan=False) for image in images]
     contents = {TENSORS: save(tensors), RECORDS: ("\n".join(lines) + "\n").encode()}
@@ -114,13 +145,34 @@ def read_shard(folder: Path, facts: dict[str, Any], *, verify: bool) -> Shard:
     if verify and file_digest(tensors) != facts["digests"][TENSORS]:
         raise _damaged(facts, tensors)
     try:
-        shard = Shard([json.loads(line) for line in content.splitlines()], **load_file(tensors))
-    except (SafetensorError, TypeError) as error:
+        values = _with_summary(load_file(tensors))
+        shard = Shard([json.loads(line) for line in content.splitlines()], **values)
+    except (SafetensorError, TypeError, KeyError) as error:
         raise _damaged(facts, tensors) from error
-    counts = {facts["images"], len(shard.records), len(shard.pooled), len(shard.lengths)}
-    if len(counts) != 1 or int(shard.lengths.sum()) != len(shard.tokens):
+    per_image = (shard.records, shard.pooled, shard.lengths, shard.summary, shard.has_summary)
+    whole = {len(one) for one in per_image} == {facts["images"]}
+    if not whole or int(shard.lengths.sum()) != len(shard.tokens):
         raise _damaged(facts, tensors)
     return shard
+
+
+def _summaries(images: Sequence[StoredImage]) -> dict[str, Tensor]:
+    """What a shard says of the images' summaries: nothing if there are none."""
+    known = [image.summary is not None for image in images]
+    if not any(known):
+        return {}
+    none = torch.zeros_like(images[0].pooled)
+    summaries = [none if image.summary is None else image.summary for image in images]
+    return {"summary": torch.stack(summaries), "has_summary": torch.tensor(known)}
+
+
+def _with_summary(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a shard; those of `_summaries` are not there in shards of version 1."""
+    if "summary" in values or "has_summary" in values:
+        return values
+    means = values["pooled"]
+    known = torch.zeros(len(means), dtype=torch.bool)
+    return {**values, "summary": means.new_zeros(1, 1).expand_as(means), "has_summary": known}
 
 
 def _damaged(facts: dict[str, Any], path: Path) -> DamagedShardError:

@@ -47,9 +47,11 @@ class ImageStore:
     Attributes:
         records: Of every row, deleted ones included.
         alive: (rows,) False = deleted.
+        has_summary: (rows,) False = the encoder's pooled feature is not known.
     """
 
     _packed: tuple[PackedTokens, PackedTokens] | None = None
+    _lengths: tuple[Tensor, Tensor] | None = None  # a metric, and the summaries' lengths in it
 
     def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
         self.folder, self._shards_folder = folder, folder / "shards"
@@ -136,6 +138,23 @@ class ImageStore:
         """(rows, queries) products of the pooled vectors with queries (queries, D)."""
         parts = [shard.pooled @ queries.t() for shard in self._shards]
         return torch.cat(parts) if parts else torch.zeros(0, len(queries))
+
+    def summary_scores(self, queries: Tensor, metric: Tensor) -> Tensor:
+        """(rows, queries) cosines of the summaries and the queries.
+
+        Args:
+            queries: (queries, D), see `Queries`.
+            metric: (D, D), see `Queries`. Lengths in it are kept in memory while it stays.
+        """
+        if not self._shards:
+            return torch.zeros(0, len(queries))
+        lengths = None if self._lengths is None else self._lengths[1]
+        if lengths is None or not torch.equal(self._lengths[0], metric):  # type: ignore[index]
+            parts = [(shard.summary @ metric).norm(dim=1) for shard in self._shards]
+            lengths = torch.cat(parts).clamp_min(1e-12)
+            self._lengths = metric, lengths
+        products = torch.cat([shard.summary @ queries.t() for shard in self._shards])
+        return products / lengths.unsqueeze(1)
 
     # ---- changes ---------------------------------------------------------------------------
 
@@ -245,7 +264,7 @@ class ImageStore:
 
     def _read_shards(self, verify: bool) -> None:
         self.records: list[dict[str, Any]] = []
-        self.alive = torch.zeros(0, dtype=torch.bool)
+        self.alive = self.has_summary = torch.zeros(0, dtype=torch.bool)
         self._shards: list[Shard] = []
         self._starts: list[int] = []
         self._damaged: list[tuple[dict[str, Any], Exception]] = []
@@ -265,9 +284,10 @@ class ImageStore:
         self._shards.append(shard)
         self.records.extend(shard.records)
         self.alive = torch.cat([self.alive, alive])
+        self.has_summary = torch.cat([self.has_summary, shard.has_summary])
 
     def _index_rows(self) -> None:
-        self._packed = None
+        self._packed = self._lengths = None
         living = self.alive.nonzero().flatten().tolist()
         self.row_of = {self.records[row]["id"]: row for row in living}
         self.owner_of = {path: row for row in living for path in self.records[row]["paths"]}

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from pico_hf.data.images import reason
-from pico_hf.search.shards import StoredImage
+from pico_hf.search.shards import ImageVectors, StoredImage
 from pico_hf.search.sources import SourceImage
 from pico_hf.search.store import ImageStore
 
@@ -27,7 +26,8 @@ class AddReport:
 
     Attributes:
         added: Images that are new.
-        updated: Images of which content, payload or path changed.
+        updated: Images of which content, payload or path changed, or of which an index of an
+            older version lacked the pooled feature.
         unchanged: Images that were there already.
         duplicates: Images with the content of another image of the same source: they are stored
             once, with the payload of the first.
@@ -48,10 +48,10 @@ class _Pending:
     record: dict[str, Any]
     picture: Image.Image | None = None
     row: int | None = None
-    vectors: tuple[Tensor, Tensor] | None = None  # pooled (D,), tokens (tokens, D)
+    vectors: ImageVectors | None = None
 
 
-Encode = Callable[[list[Image.Image]], list[tuple[Tensor, Tensor]]]
+Encode = Callable[[list[Image.Image]], list[ImageVectors]]
 Decode = Callable[[Any], Image.Image]
 
 
@@ -60,7 +60,7 @@ class Upsert:
 
     Args:
         store: Opened for writing.
-        encode: RGB images to the (pooled vector, tokens) of each.
+        encode: RGB images to the vectors of each.
         decode: Content to an RGB image.
         batch_size: Images that are encoded at a time, at most.
         commit_images: Images of a shard.
@@ -123,7 +123,7 @@ class Upsert:
         self._seen[key] = digest
         record = _record(key, digest, image, before, keep_payload=again)
         released = image.key is None and self._release(image.path, key)
-        if record == before:
+        if record == before and picture is None:
             kind = "duplicates" if again else "unchanged"
         else:
             self._set(record, picture)
@@ -147,11 +147,13 @@ class Upsert:
         return None if row is None or row in self._replaced else self.store.records[row]
 
     def _vectors_of(self, key: str, digest: str) -> bool:
-        """Whether the content of an image is encoded already, or about to be."""
+        """Whether the content of an image is encoded already, as a whole, or about to be."""
         if key in self._pending:
             return self._pending[key].record["digest"] == digest
         row = self.store.row_of.get(key)
-        return row is not None and self.store.records[row]["digest"] == digest
+        if row is None or not self.store.has_summary[row]:
+            return False
+        return self.store.records[row]["digest"] == digest
 
     def _set(self, record: dict[str, Any], picture: Image.Image | None) -> None:
         """Gives an image a new record; a picture if its content is new."""
@@ -217,7 +219,7 @@ class Upsert:
         if one.row is not None:
             return self.store.image(one.row, one.record)
         assert one.vectors is not None
-        return StoredImage.of(one.record, *one.vectors, dtype=self.store.dtype)
+        return StoredImage.of(one.record, one.vectors, self.store.dtype)
 
 
 def _record(
