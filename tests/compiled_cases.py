@@ -123,9 +123,8 @@ def compare_training_steps(name: str, backend: str, share: float, tolerance: flo
         assert float((gradients[1][key] - expected).abs().max()) <= tolerance, key
 
 
-@pytest.mark.parametrize("share", [0.0, 1 / 3, 1.0])
-def test_a_compiled_model_gives_what_the_model_gives(share):
-    compare_scores("clip", "eager", share)
+def test_a_compiled_model_gives_what_the_model_gives():
+    compare_scores("clip", "eager", 1 / 3)
 
 
 @torch.no_grad()

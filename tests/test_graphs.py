@@ -31,7 +31,7 @@ SHARES = (0.0, 1 / 3, 1.0)
 
 
 def made(name: str) -> PicoModel:
-    """A model with rotated columns of unlike weights, a third of whose score is by pooled vectors."""
+    """A model with rotated columns of unlike weights; pooled vectors are a third of its score."""
     encoder = one_layer(tiny_encoder(name)) if name in FAST else tiny_encoder(name)
     model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3).eval()
     columns = model.column_weights.numel()

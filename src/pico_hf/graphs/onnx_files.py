@@ -106,7 +106,7 @@ def check_files(model: Any, folder: Path) -> None:
 
 
 def _difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest one of tokens or of pooled vectors, of the largest value; masks are to be equal."""
+    """The largest one of tokens or pooled vectors, of the largest value; infinite for other masks."""
     (tokens, mask, pooled), (found, real, found_pooled) = expected, got
     if not torch.equal(mask, real) or pooled.shape != found_pooled.shape:
         return math.inf

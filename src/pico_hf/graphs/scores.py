@@ -7,6 +7,7 @@ nor torch is installed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ BLOCK_PRODUCTS = 2**24  # products alive at a time: 64 MB
 
 
 def score(
-    images: Sequence[NDArray[np.generic]],
-    texts: Sequence[NDArray[np.generic]],
+    images: Sequence[NDArray[Any]],
+    texts: Sequence[NDArray[Any]],
     pooled_share: float,
 ) -> NDArray[np.float32]:
     """Scores every image against every text, as the model does: (1 - m) · S + m · cos.
@@ -55,9 +56,7 @@ def score(
     return (1 - share) * late_interaction(*images[:2], *texts[:2]) + share * cosines
 
 
-def _cosines(
-    images: Sequence[NDArray[np.generic]], texts: Sequence[NDArray[np.generic]]
-) -> NDArray[np.float32]:
+def _cosines(images: Sequence[NDArray[Any]], texts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     for side, (tokens, _, pooled) in (("images", images), ("texts", texts)):
         if pooled.shape != (tokens.shape[0], images[0].shape[-1]):
             raise ValueError(
