@@ -42,15 +42,16 @@ class _Graph(nn.Module):
 
 
 class ImageGraph(_Graph):
-    """Pixels to unit-length patch tokens, which do not depend on w, and a pooled vector, which does.
+    """Pixels to unit-length patch tokens, which do not depend on w, and a pooled one, which does.
 
     Args:
         model: See [`_Graph`].
     """
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (images, patches, D) fp32 of unit length, mask (images, patches) bool, pooled
-        (images, D) fp32: columns times √w, then unit length.
+        """Tokens (images, patches, D) fp32, mask (images, patches) bool, pooled (images, D).
+
+        Tokens are of unit length. Pooled vectors are fp32, columns times √w, then of unit length.
         """
         patches = self.model.encode_images(pixel_values)
         return patches.features, patches.mask, self._pooled(patches)
@@ -66,8 +67,10 @@ class TextGraph(_Graph):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens (texts, words, D) fp32, unit-length ones times w, mask (texts, words) bool, pooled
-        (texts, D) fp32: columns times √w, then unit length.
+        """Tokens (texts, words, D) fp32 times w, mask (texts, words) bool, pooled (texts, D).
+
+        Tokens are of unit length before. Pooled vectors are fp32, columns times √w, then of unit
+        length.
 
         Args:
             input_ids: (texts, words), padded on either side.

@@ -100,13 +100,13 @@ def check_files(model: Any, folder: Path) -> None:
         if not worst <= TOLERANCE:
             raise ValueError(
                 f"The graph of {type(model.encoder).__name__} in `{name}` gives other features in "
-                f"onnxruntime than the model (largest difference {worst:.2g} of the largest value). "
+                f"onnxruntime than the model (difference {worst:.2g} of the largest value). "
                 "Use the model itself, or try other versions of torch and onnxruntime."
             )
 
 
 def _difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest one of tokens or pooled vectors, of the largest value; infinite for other masks."""
+    """The largest one of either vectors, of the largest value; infinite for other masks."""
     (tokens, mask, pooled), (found, real, found_pooled) = expected, got
     if not torch.equal(mask, real) or pooled.shape != found_pooled.shape:
         return math.inf
