@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from pico_hf import PicoModel
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.encoders.projection import project_pooled
+from pico_hf.encoders.tokens import encoder_spec
 from reference import similarity_loop
-from tiny import tiny_inputs, tiny_refined
+from tiny import tiny_encoder, tiny_inputs, tiny_refined
 from tiny_encoders import one_layer
 
 
@@ -83,9 +86,9 @@ def test_an_exported_score_is_the_loops():
     torch.testing.assert_close(program.module()(*inputs, WEIGHTS), expected, rtol=0, atol=1e-5)
 
 
-def pair(name: str, backend: str) -> tuple[nn.Module, nn.Module]:
-    """A model and the same one compiled."""
-    model = tiny_refined(name).eval()
+def pair(name: str, backend: str, share: float) -> tuple[nn.Module, nn.Module]:
+    """A model and the same one compiled; nobody has asked it for a score before."""
+    model = tiny_refined(name, pooled_share=share).eval()
     one_layer(model.encoder)
     return model, torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
 
@@ -98,8 +101,8 @@ def inputs_of(name: str, **sizes: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def compare_scores(name: str, backend: str, tolerance: float = 0.0) -> None:
-    model, compiled = pair(name, backend)
+def compare_scores(name: str, backend: str, share: float, tolerance: float = 0.0) -> None:
+    model, compiled = pair(name, backend, share)
     for sizes in ({}, {"batch": 5, "words": 8}):
         inputs = inputs_of(name, **sizes)
         got, expected = (part(**inputs, return_loss=False) for part in (compiled, model))
@@ -108,9 +111,9 @@ def compare_scores(name: str, backend: str, tolerance: float = 0.0) -> None:
         assert torch.equal(got.text_features.mask, expected.text_features.mask)
 
 
-def compare_training_steps(name: str, backend: str, tolerance: float = 0.0) -> None:
+def compare_training_steps(name: str, backend: str, share: float, tolerance: float = 0.0) -> None:
     gradients = []
-    model, compiled = pair(name, backend)
+    model, compiled = pair(name, backend, share)
     for part in (model, compiled):
         model.zero_grad()
         part(**inputs_of(name)).loss.backward()
@@ -121,18 +124,50 @@ def compare_training_steps(name: str, backend: str, tolerance: float = 0.0) -> N
 
 
 def test_a_compiled_model_gives_what_the_model_gives():
-    compare_scores("clip", "eager")
+    compare_scores("clip", "eager", 1 / 3)
+
+
+@torch.no_grad()
+def test_a_compiled_model_follows_its_share_and_a_loaded_one_knows_it(tmp_path):
+    model, compiled = pair("clip", "eager", 0.0)
+    inputs, found = inputs_of("clip"), []
+    for share in (0.0, 0.25, 1.0):
+        model.prototypes.share_score(share)
+        found.append(compiled(**inputs, return_loss=False).logits_per_image)
+        assert torch.equal(found[-1], model(**inputs, return_loss=False).logits_per_image)
+    assert float((found[0] - found[2]).abs().max()) > 0.01
+    torch._dynamo.reset()
+    model.save_pretrained(tmp_path)
+    loaded = PicoModel.from_pretrained(tmp_path)
+    got = torch.compile(loaded, fullgraph=True, backend="eager")(**inputs, return_loss=False)
+    torch.testing.assert_close(got.logits_per_image, found[2], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_compiled_attention_head_leaves_padded_patches_out():
+    encoder = tiny_encoder("siglip2")
+    row = encoder_spec(encoder).image
+    patches = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+
+    def pool(patches, mask):
+        return project_pooled(encoder, row, TokenFeatures(patches, mask))
+
+    got = torch.compile(pool, backend="eager")(patches, mask)
+    torch.testing.assert_close(got[1:], pool(patches[1:, :4], mask[1:, :4]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, pool(patches, mask), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 1 / 3])
 @pytest.mark.parametrize("name", ["clip", "siglip", "vit+bert"])
-def test_compiled_models_score_and_train_as_they_do_without(name):
-    compare_scores(name, "aot_eager")
-    compare_training_steps(name, "aot_eager")
+def test_compiled_models_score_and_train_as_they_do_without(name, share):
+    compare_scores(name, "aot_eager", share)
+    compare_training_steps(name, "aot_eager", share)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler, g++")
 def test_a_model_compiled_to_machine_code_gives_what_the_model_gives():
-    compare_scores("clip", "inductor", tolerance=1e-4)
-    compare_training_steps("clip", "inductor", tolerance=1e-4)
+    compare_scores("clip", "inductor", 1 / 3, tolerance=1e-4)
+    compare_training_steps("clip", "inductor", 1 / 3, tolerance=1e-4)

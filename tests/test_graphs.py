@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pico_hf import PicoModel, cli
+from pico_hf.core.similarity import pooled_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.graphs import onnx_files
 from pico_hf.graphs.modules import ImageGraph, TextGraph, attends_to_padding
 from pico_hf.graphs.onnx_files import IMAGE_FILE, SCORES_FILE, TEXT_FILE, export_onnx, run_file
 from pico_hf.graphs.programs import Programs, export_programs, plain_attention
-from pico_hf.graphs.scores import late_interaction
+from pico_hf.graphs.scores import late_interaction, score
 from reference import similarity_loop
 from test_import_order import imported
 from tiny import tiny_encoder, tiny_inputs, tiny_processor
@@ -26,10 +27,11 @@ FAST = ["clip", "siglip", "vit+bert"]
 NO_GRAPH = ["siglip2"]  # resizes its position embeddings for every image
 SLOW = [name for name in BUILDERS if name not in (*FAST, *NO_GRAPH)]
 TOLERANCE = 1e-5
+SHARES = (0.0, 1 / 3, 1.0)
 
 
 def made(name: str) -> PicoModel:
-    """A model with rotated columns of unlike weights."""
+    """A model with rotated columns of unlike weights; pooled vectors are a third of its score."""
     encoder = one_layer(tiny_encoder(name)) if name in FAST else tiny_encoder(name)
     model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3).eval()
     columns = model.column_weights.numel()
@@ -41,6 +43,7 @@ def made(name: str) -> PicoModel:
         image_basis=bases[0],
         text_basis=bases[1],
     )
+    model.prototypes.share_score(1 / 3)
     model.pair_logits.logit_scale.data.fill_(2.0)
     return model
 
@@ -61,19 +64,25 @@ def batches(model: PicoModel, name: str) -> list[tuple[dict, dict]]:
 
 @torch.no_grad()
 def assert_same(model: PicoModel, name: str, image, text) -> None:
-    """Two functions from inputs to (tokens, mask) give what the model and its score give."""
+    """Two functions from inputs to the graphs' outputs give what the model and its score give."""
     for images, texts in batches(model, name):
         patches, words = model.encode_images(**images), model.encode_texts(**texts)
         got = image(images), text(texts)
-        for (tokens, mask), side in zip(got, (patches, words), strict=True):
+        for (tokens, mask, pooled), side in zip(got, (patches, words), strict=True):
             assert mask.dtype == torch.bool
             assert torch.equal(mask, side.mask)
             weights = 1.0 if side is patches else model.column_weights
             real = (tokens - side.features * weights)[mask]
             assert float(real.abs().max()) <= TOLERANCE
-        scores = late_interaction(*(part.numpy() for side in got for part in side))
-        expected = model.score(patches, words)
-        torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=0, atol=TOLERANCE)
+            scaled = side.pooled * model.column_weights.sqrt()
+            scaled = scaled / scaled.norm(dim=1, keepdim=True)
+            torch.testing.assert_close(pooled, scaled, rtol=0, atol=TOLERANCE)
+        arrays = [[part.numpy() for part in side] for side in got]
+        for share in SHARES:
+            scores = torch.from_numpy(score(*arrays, share))
+            model.prototypes.share_score(share)
+            expected = model.score(patches, words)
+            torch.testing.assert_close(scores, expected, rtol=0, atol=TOLERANCE)
 
 
 def slow(names: list[str]) -> list:
@@ -147,7 +156,8 @@ def test_a_file_holds_one_side_no_local_path_and_what_makes_logits(commanded):
         assert b"site-packages" not in raw
         assert str(Path(onnx_files.__file__).parent).encode() not in raw
         about = {entry.key: float(entry.value) for entry in graph.metadata_props}
-        assert about == {"scale": pytest.approx(np.exp(2.0)), "bias": 0.0}
+        expected = {"scale": np.exp(2.0), "bias": 0.0, "pooled_share": 1 / 3}
+        assert about == pytest.approx(expected)
         axes = [dim.dim_param for dim in graph.graph.input[0].type.tensor_type.shape.dim]
         assert axes[:2] == (["batch", ""] if name == IMAGE_FILE else ["batch", "length"])
 
@@ -172,15 +182,17 @@ def needs_onnx() -> None:
         pytest.importorskip(package)
 
 
-def test_images_are_indexed_once_for_any_weights():
+def test_tokens_of_images_are_indexed_once_for_any_weights_their_pooled_vectors_are_not():
     model, images = made("clip"), batches(made("clip"), "clip")[0]
     graphs = ImageGraph(model), TextGraph(model)
     with torch.no_grad():
-        before = [graph(**side)[0] for graph, side in zip(graphs, images, strict=True)]
+        before = [graph(**side) for graph, side in zip(graphs, images, strict=True)]
         model.prototypes.semantic_probability.fill_(1.0)
-        image, text = ImageGraph(model)(**images[0])[0], TextGraph(model)(**images[1])[0]
-    assert torch.equal(image, before[0])
-    assert not torch.equal(text, before[1])
+        image, text = ImageGraph(model)(**images[0]), TextGraph(model)(**images[1])
+    assert torch.equal(image[0], before[0][0])
+    assert not torch.equal(text[0], before[1][0])
+    for side, old in ((image, before[0]), (text, before[1])):  # a length depends on the weights
+        assert not torch.allclose(side[2], old[2], atol=1e-3)
 
 
 @torch.no_grad()
@@ -211,14 +223,32 @@ def configs(model):
     ]
 
 
-def test_a_graph_that_differs_from_the_model_is_not_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("output", "change"),
+    [
+        (0, lambda tokens: tokens + 0.1),
+        (0, lambda tokens: tokens * torch.nan),
+        (1, lambda mask: ~mask),
+        (2, lambda pooled: pooled.roll(1, dims=1)),
+        (2, lambda pooled: pooled * torch.nan),
+    ],
+)
+def test_a_graph_that_differs_from_the_model_is_not_written(output, change, tmp_path, monkeypatch):
     needs_onnx()
-    wrong = torch.zeros(3, 16, 16), torch.ones(3, 16, dtype=torch.bool)
+    model = made("clip")
+
+    def run_wrongly(path, inputs):
+        graph = (ImageGraph if path.name == IMAGE_FILE else TextGraph)(model)
+        with torch.no_grad():
+            outputs = [output.clone() for output in graph(**inputs)]
+        outputs[output] = change(outputs[output])
+        return outputs
+
     monkeypatch.setattr(onnx_files, "export_programs", lambda _: Programs(None, None))
     monkeypatch.setattr(onnx_files, "_write", lambda _, path, *__: path.write_bytes(b""))
-    monkeypatch.setattr(onnx_files, "run_file", lambda *_: wrong)
+    monkeypatch.setattr(onnx_files, "run_file", run_wrongly)
     with pytest.raises(ValueError, match="gives other features in onnxruntime than the model"):
-        export_onnx(made("clip"), tmp_path / "out")
+        export_onnx(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -267,6 +297,51 @@ def test_what_has_no_score_in_numpy_is_refused(change, message):
         sides[place] = value
     with pytest.raises(ValueError, match=message):
         late_interaction(*sides)
+
+
+def test_the_score_in_numpy_is_the_models_for_any_share_of_pooled_vectors():
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize
+    images, texts = (
+        TokenFeatures(
+            unit(torch.randn(rows, 6, 5, generator=generator), dim=-1),
+            torch.ones(rows, 6, dtype=torch.bool),
+            unit(torch.randn(rows, 5, generator=generator), dim=-1),
+        )
+        for rows in (4, 3)
+    )
+    weights = torch.tensor([0.2, 0.8, 1.0, 1.2, 1.8])
+    columns = ((1.0, images), (weights, texts))
+    sides = [
+        [
+            (side.features * scale).numpy(),
+            side.mask.numpy(),
+            unit(side.pooled * weights.sqrt(), dim=-1).numpy(),
+        ]
+        for scale, side in columns
+    ]
+    for share in SHARES:
+        expected = weighted_score(images, texts, weights, share)
+        found = score(*sides, share)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    cosines = pooled_similarity(images, texts, weights).numpy()
+    assert np.abs(score(*sides, 0.0) - cosines).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("share", "width", "message"),
+    [
+        (1.5, 2, r"`pooled_share` must be in \[0, 1\], got 1\.5"),
+        (float("nan"), 2, "`pooled_share` must be in"),
+        (0.5, 3, r"`texts` must hold pooled vectors .* got \(1, 3\) after \(1, 2, 2\)"),
+    ],
+)
+def test_a_share_or_pooled_vectors_that_do_not_fit_are_refused(share, width, message):
+    tokens, mask = np.ones((1, 2, 2)), np.ones((1, 2), bool)
+    images, texts = [tokens, mask, np.ones((1, 2))], [tokens, mask, np.ones((1, width))]
+    with pytest.raises(ValueError, match=message):
+        score(images, texts, share)
 
 
 # ---- the command -------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from pico_hf.training.cache_folder import cache_entries, clear_cache, default_ca
 
 _EXPORT = """Writes the plain encoder of a Pico model or LoRA adapter, and its processor if there is
 one. Lost are the late interaction, the trained scale and, without --fold, the column weights.
-With --format onnx nothing is lost: the graphs of images and of texts give weighted tokens, and
-late_interaction.py beside them scores those in numpy."""
+With --format onnx nothing is lost: the graphs of images and of texts give weighted tokens
+and pooled vectors, and late_interaction.py beside them scores those in numpy."""
 _FOLD = """fold the column weights into the last linear projections: dot products of features as the
 projections give them are the weighted ones then; cosines are only up to the features' lengths"""
 

@@ -88,8 +88,8 @@ class StylePrototypes(nn.Module):
             self.register_buffer("image_basis", torch.eye(num_columns))
             self.register_buffer("text_basis", torch.eye(num_columns))
         self._aligned: bool | None = None  # None: ask the buffers
-        self._share: float | None = None  # likewise
-        self.register_load_state_dict_post_hook(_forget)
+        self._share: float | None = None  # likewise, but a change asks at once, before any graph
+        self.register_load_state_dict_post_hook(ask_again)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StylePrototypes:
         """Moves between devices but never casts: `.half()` would round the statistics for good."""
@@ -139,7 +139,7 @@ class StylePrototypes(nn.Module):
     @property
     def score_share(self) -> float:
         """`pooled_share` as a number: how much of the score the pooled vectors are, in [0, 1]."""
-        if self._share is None:  # only after a change, since asking waits for a GPU
+        if self._share is None:  # only after loading: a compiled graph cannot ask
             self._share = float(self.pooled_share)
         return self._share
 
@@ -167,7 +167,7 @@ class StylePrototypes(nn.Module):
         for name in ("iteration", "log_total_gain", "performance", "has_performance"):
             getattr(self, name).zero_()
         self.pooled_share.clamp_(max=0.5)  # else tokens would be no part of what is trained
-        _forget(self)
+        ask_again(self)
         if self.canonical:
             for basis in (self.image_basis, self.text_basis):
                 basis.copy_(torch.eye(len(basis)))
@@ -201,7 +201,7 @@ class StylePrototypes(nn.Module):
         if not 0.0 <= pooled_share <= 1.0:
             raise ValueError(f"`pooled_share` must be in [0, 1], got {pooled_share!r}.")
         self.pooled_share.fill_(pooled_share)
-        _forget(self)
+        ask_again(self)
 
     @torch.no_grad()
     def commit(
@@ -232,9 +232,14 @@ class StylePrototypes(nn.Module):
         self.semantic_probability.copy_(semantic_probability)
         for name, value in state.items():
             getattr(self, name).copy_(torch.as_tensor(value))
-        _forget(self)
+        ask_again(self)
 
 
-def _forget(module: StylePrototypes, _: Any = None) -> None:
-    """Changed buffers may hold something else than what was asked about before."""
-    module._aligned = module._share = None
+def ask_again(module: StylePrototypes, _: Any = None) -> None:
+    """Changed buffers may hold something else than what was asked about before.
+
+    Args:
+        module: Some prototypes.
+    """
+    module._aligned = None
+    module._share = None if module.pooled_share.is_meta else float(module.pooled_share)

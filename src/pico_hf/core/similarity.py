@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.kernels.scoring import score_in_graph, score_tokens
+from pico_hf.kernels.scoring import refuse_empty, score_in_graph, score_tokens
 
 
 def similarity(
@@ -184,7 +184,8 @@ def _scores(
     inputs = first.features, first.mask, second.features, second.mask
     if torch.compiler.is_compiling():
         return score_in_graph(*inputs, weights)
-    _check_tokens(sides)
+    for name, tokens in sides.items():
+        refuse_empty(name, tokens.mask)
     return score_tokens(*inputs, weights, progress)
 
 
@@ -207,14 +208,3 @@ def _check_widths(sides: dict[str, TokenFeatures], column_weights: Tensor | None
             f"`{right}` must be on the device of `{left}` ({first.features.device}), got "
             f"{second.features.device}. Move one side with `.to(device)`."
         )
-
-
-def _check_tokens(sides: dict[str, TokenFeatures]) -> None:
-    """Raise ValueError for an item without tokens."""
-    for name, tokens in sides.items():
-        empty = (~tokens.mask.any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(
-                f"`{name}` must have at least one real token in every row, got none in rows "
-                f"{empty[:5]}. Remove these rows or keep at least one token."
-            )

@@ -58,7 +58,8 @@ class TokenFeatures:
                 f"`mask` must be on the device of `features` ({self.features.device}), got "
                 f"{self.mask.device}. Move it with mask.to(features.device)."
             )
-        expected = (len(self.features), self.features.shape[2])
+        # Not len(): it would tie an exported graph to the batch that it is made with.
+        expected = (self.features.shape[0], self.features.shape[2])
         if self.pooled is not None and self.pooled.shape != expected:
             raise ValueError(
                 f"`pooled` must be of shape {expected}, one vector per item as wide as its tokens, "

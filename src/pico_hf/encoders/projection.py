@@ -58,7 +58,8 @@ def pooled_state(
     with torch.no_grad():
         projected = apply_steps(encoder, row.steps, hidden)
         place = (projected - given.unsqueeze(1)).abs().amax(dim=-1).argmin(dim=1, keepdim=True)
-    return hidden.take_along_dim(place.unsqueeze(-1), dim=1).squeeze(1)
+    place = place.unsqueeze(-1).expand(-1, -1, hidden.shape[2])
+    return hidden.gather(1, place).squeeze(1)  # take_along_dim would fix the batch of a graph
 
 
 def project_pooled(
@@ -79,10 +80,15 @@ def project_pooled(
         return apply_steps(encoder, row.steps, hidden.pooled.unsqueeze(1)).squeeze(1)
     if row.pooled_by == "attention":
         head = encoder.get_submodule(row.steps[0].path)
-        whole = bool(torch.compiler.is_compiling()) or bool(hidden.mask.all())
+        whole = _without_padding(row, hidden.mask)
         seen = (hidden.features,) if whole else (hidden.features, hidden.mask)
         return apply_steps(encoder, row.steps[1:], head(*seen).unsqueeze(1)).squeeze(1)
     count = hidden.mask.sum(dim=1, keepdim=True).clamp_min(1)
     real = hidden.features * hidden.mask.unsqueeze(-1)
     mean = real.sum(dim=1, keepdim=True) / count.unsqueeze(-1).to(real.dtype)
     return apply_steps(encoder, row.steps, mean).squeeze(1)
+
+
+def _without_padding(row: TokenMap, mask: Tensor) -> bool:
+    """Whether a head over all patches needs no mask; a graph cannot ask what is in one."""
+    return row.real_patches is None if torch.compiler.is_compiling() else bool(mask.all())

@@ -1,7 +1,9 @@
 """The two halves of a model as modules that become graphs: one of images, one of texts.
 
-The column weights are folded into the text side, so that one index of image tokens serves whatever
-weights a model has. Scores of both graphs' outputs: `pico_hf.graphs.scores.late_interaction`.
+For tokens the column weights w are folded into the text side, so that one index of image tokens
+serves whatever weights a model has. Pooled vectors hold √w on both sides, since a cosine needs the
+length of either in weighted columns: those of images are to be made anew for other weights. Scores
+of both graphs' outputs: `pico_hf.graphs.scores.score`.
 """
 
 from __future__ import annotations
@@ -11,45 +13,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.check import dummy_batch
 from pico_hf.encoders.tokens import encoder_spec
 
-OUTPUTS = ("tokens", "mask")
+OUTPUTS = ("tokens", "mask", "pooled")
 
 
-class ImageGraph(nn.Module):
-    """Pixels to unit-length patch tokens.
-
-    Args:
-        model: A [`PicoModel`], which stays as it is.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (images, patches, D) fp32 of unit length, mask (images, patches) bool."""
-        patches = self.model.encode_images(pixel_values)
-        return patches.features, patches.mask
-
-
-class TextGraph(nn.Module):
-    """Token ids to word tokens that are multiplied by the column weights w.
+class _Graph(nn.Module):
+    """One half, with the column weights that the model has now.
 
     Args:
-        model: A [`PicoModel`], which stays as it is; later changes of its weights do not count.
+        model: A [`PicoModel`] in eval mode, which stays as it is; later changes of its weights do
+            not count.
     """
+
+    weights: Tensor
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("weights", model.column_weights.detach().clone())
 
+    def _pooled(self, tokens: TokenFeatures) -> Tensor:
+        """Pooled vectors (n, D) times √w, of unit length: the products of both sides' are cos."""
+        assert tokens.pooled is not None
+        return nn.functional.normalize(tokens.pooled * self.weights.sqrt(), dim=-1)
+
+
+class ImageGraph(_Graph):
+    """Pixels to unit-length patch tokens, which do not depend on w, and a pooled one, which does.
+
+    Args:
+        model: See [`_Graph`].
+    """
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (images, patches, D) fp32, mask (images, patches) bool, pooled (images, D).
+
+        Tokens are of unit length. Pooled vectors are fp32, columns times √w, then of unit length.
+        """
+        patches = self.model.encode_images(pixel_values)
+        return patches.features, patches.mask, self._pooled(patches)
+
+
+class TextGraph(_Graph):
+    """Token ids to word tokens that are multiplied by the column weights w, and a pooled vector.
+
+    Args:
+        model: See [`_Graph`].
+    """
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (texts, words, D) fp32, unit-length ones times w, mask (texts, words) bool.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (texts, words, D) fp32 times w, mask (texts, words) bool, pooled (texts, D).
+
+        Tokens are of unit length before. Pooled vectors are fp32, columns times √w, then of unit
+        length.
 
         Args:
             input_ids: (texts, words), padded on either side.
@@ -57,7 +78,7 @@ class TextGraph(nn.Module):
                 that attend to their padding (SigLIP): see `attends_to_padding`.
         """
         words = self.model.encode_texts(input_ids, attention_mask)
-        return words.features * self.weights, words.mask
+        return words.features * self.weights, words.mask, self._pooled(words)
 
 
 def attends_to_padding(model: Any) -> bool:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,8 +45,9 @@ def export_onnx(model: Any, folder: str | os.PathLike) -> None:
     """Writes `image.onnx`, `text.onnx` and the score of their outputs in numpy.
 
     Both graphs take any batch, and the text graph any length up to the tower's. Their inputs have
-    the names that processors give, their outputs are `tokens` and `mask`; see `ImageGraph` and
-    `TextGraph`. Their metadata hold what makes logits of scores: `scale`, a factor, and `bias`.
+    the names that processors give, their outputs are `tokens`, `mask` and `pooled`; see
+    `ImageGraph` and `TextGraph`. Their metadata hold `pooled_share`, how much of a score the pooled
+    vectors are, and what makes logits of scores: `scale`, a factor, and `bias`.
 
     Args:
         model: A [`PicoModel`] in fp32, which stays as it is.
@@ -69,6 +70,7 @@ def export_onnx(model: Any, folder: str | os.PathLike) -> None:
         about = {
             "scale": str(math.exp(model.logit_scale.item())),
             "bias": str(model.logit_bias.item()),
+            "pooled_share": str(model.pooled_share),
         }
         for name, program, axes in ((IMAGE_FILE, programs.image, 1), (TEXT_FILE, programs.text, 2)):
             _write(program, new / name, axes, about)
@@ -87,24 +89,33 @@ def check_files(model: Any, folder: Path) -> None:
         folder: Where they are.
 
     Raises:
-        ValueError: If a mask differs, or tokens by more than rounding.
+        ValueError: If a mask differs, or tokens or pooled vectors by more than rounding.
     """
     images, texts = (_three(side) for side in example_inputs(model))
     sides = ((IMAGE_FILE, ImageGraph(model), images), (TEXT_FILE, TextGraph(model), _longer(texts)))
     for name, graph, inputs in sides:
         with evaluating(model):
-            tokens, mask = (output.cpu() for output in graph(**inputs))
-        found, real = run_file(folder / name, inputs)
-        worst = float((found - tokens)[mask].abs().max()) if torch.equal(mask, real) else math.inf
-        if not worst <= TOLERANCE * max(1.0, float(tokens[mask].abs().max())):
+            expected = [output.cpu() for output in graph(**inputs)]
+        worst = _difference(run_file(folder / name, inputs), expected)
+        if not worst <= TOLERANCE:
             raise ValueError(
                 f"The graph of {type(model.encoder).__name__} in `{name}` gives other features in "
-                f"onnxruntime than the model (largest difference {worst:.2g}). Use the model "
-                "itself, or try other versions of torch and onnxruntime."
+                f"onnxruntime than the model (difference {worst:.2g} of the largest value). "
+                "Use the model itself, or try other versions of torch and onnxruntime."
             )
 
 
-def run_file(path: Path, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest one of either vectors, of the largest value; infinite for other masks."""
+    (tokens, mask, pooled), (found, real, found_pooled) = expected, got
+    if not torch.equal(mask, real) or pooled.shape != found_pooled.shape:
+        return math.inf
+    worst = float((found - tokens)[mask].abs().max()) / max(1.0, float(tokens[mask].abs().max()))
+    pooled_worst = float((found_pooled - pooled).abs().max())  # of unit length
+    return max(worst, pooled_worst) if math.isfinite(worst + pooled_worst) else math.inf
+
+
+def run_file(path: Path, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """Runs one file on the CPU.
 
     Args:
@@ -112,14 +123,13 @@ def run_file(path: Path, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         inputs: By name.
 
     Returns:
-        Tokens and mask.
+        Tokens, mask and pooled vectors.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     given = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
-    tokens, mask = session.run(list(OUTPUTS), given)
-    return torch.from_numpy(tokens), torch.from_numpy(mask)
+    return tuple(torch.from_numpy(output) for output in session.run(list(OUTPUTS), given))
 
 
 def _write(program: Any, path: Path, axes: int, about: dict[str, str]) -> None:

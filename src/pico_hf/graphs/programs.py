@@ -16,7 +16,7 @@ from pico_hf.graphs.modules import ImageGraph, TextGraph, check_graphable, examp
 
 
 class Programs(NamedTuple):
-    """Both halves of a model; each program returns (tokens, mask)."""
+    """Both halves of a model; each program returns (tokens, mask, pooled)."""
 
     image: ExportedProgram
     text: ExportedProgram
@@ -39,7 +39,7 @@ def export_programs(model: Any) -> Programs:
     Example:
         ```python
         image, text = export_programs(model)
-        tokens, mask = image.module()(pixel_values=pixel_values)
+        tokens, mask, pooled = image.module()(pixel_values=pixel_values)
         ```
     """
     check_graphable(model)

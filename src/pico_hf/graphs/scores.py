@@ -6,12 +6,65 @@ nor torch is installed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_PRODUCTS = 2**24  # products alive at a time: 64 MB
+
+
+def score(
+    images: Sequence[NDArray[Any]],
+    texts: Sequence[NDArray[Any]],
+    pooled_share: float,
+) -> NDArray[np.float32]:
+    """Scores every image against every text, as the model does: (1 - m) · S + m · cos.
+
+    S is that of [`late_interaction`]. cos is the product of pooled vectors, which hold √w and are
+    of unit length. So the tokens of an image serve any column weights w, its pooled vector only
+    those that its graph was made with.
+
+    Args:
+        images: `tokens`, `mask` and `pooled` of the image graph, in this order.
+        texts: The same of the text graph, made of the same model.
+        pooled_share: m, in [0, 1]: `pooled_share` in the metadata of either file.
+
+    Returns:
+        (images, texts) fp32, in [-2, 2] for uniform weights.
+
+    Raises:
+        ValueError: If m is out of its range, if pooled vectors do not fit each other or their
+            tokens, or if `late_interaction` takes no such tokens.
+
+    Example:
+        >>> mask = np.ones((1, 1), bool)
+        >>> images = [np.eye(2)[None, :1], mask, np.array([[0.6, 0.8]])]
+        >>> texts = [np.eye(2)[None, :1], mask, np.array([[0.0, 1.0]])]
+        >>> score(images, texts, 0.25)  # S = 2, cos = 0.8
+        array([[1.7]], dtype=float32)
+    """
+    if not 0.0 <= pooled_share <= 1.0:
+        raise ValueError(f"`pooled_share` must be in [0, 1], got {pooled_share!r}.")
+    if pooled_share == 0.0:
+        return late_interaction(*images[:2], *texts[:2])
+    cosines = _cosines(images, texts)
+    if pooled_share == 1.0:
+        return cosines
+    share = np.float32(pooled_share)
+    return (1 - share) * late_interaction(*images[:2], *texts[:2]) + share * cosines
+
+
+def _cosines(images: Sequence[NDArray[Any]], texts: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    for side, (tokens, _, pooled) in (("images", images), ("texts", texts)):
+        if pooled.shape != (tokens.shape[0], images[0].shape[-1]):
+            raise ValueError(
+                f"`{side}` must hold pooled vectors (n, D) after tokens (n, tokens, D) and a mask, "
+                f"got {pooled.shape} after {tokens.shape}, where image tokens have "
+                f"{images[0].shape[-1]} columns. Take both sides from graphs of one model."
+            )
+    return images[2].astype(np.float32) @ texts[2].astype(np.float32).T
 
 
 def late_interaction(
@@ -20,7 +73,7 @@ def late_interaction(
     text_tokens: NDArray[np.floating],
     text_mask: NDArray[np.bool_],
 ) -> NDArray[np.float32]:
-    """Scores every image against every text, as the model does.
+    """Scores every image against every text by their tokens; the model's score is [`score`].
 
     S = mean_p max_w s[p, w] + mean_w max_p s[p, w], s[p, w] = Σ_d V[p, d] · T[w, d]
     (arXiv 2510.11175), where T holds the column weights already.

@@ -93,6 +93,7 @@ def load_model(
             _refuse_missing_weights(path, model, info)
     if prototypes is not None:
         model.adopt_prototypes(prototypes)
+    _ = model.pooled_share  # asked here, since a compiled graph cannot
     return (model, _loading_info(info)) if asked else model
 
 

@@ -16,7 +16,7 @@ from transformers import initialization as init
 from transformers.utils import PushToHubMixin
 
 from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
-from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.prototypes import StylePrototypes, ask_again
 from pico_hf.encoders.tokens import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import find_file, read_json, refuse_pickle
@@ -31,6 +31,7 @@ _STATISTICS = (
     "semantic_probability",
     "log_total_gain",
     "performance",
+    "pooled_share",
     "image_basis",
     "text_basis",
 )
@@ -120,6 +121,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
         first["text_basis"] = init.eye_
         for name, buffer in self.named_buffers(recurse=False):
             first.get(name, init.zeros_)(buffer)
+        ask_again(self)
 
     def place_beside(self, encoder: PreTrainedModel) -> None:
         """Remembers the encoder whose columns these prototypes weigh."""

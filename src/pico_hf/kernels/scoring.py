@@ -56,6 +56,24 @@ def score_in_graph(*inputs: Any) -> Tensor:
     return all_products(*inputs) if exporting else torch.ops.pico_hf.late_interaction(*inputs)
 
 
+def refuse_empty(name: str, mask: Tensor) -> None:
+    """Raises for items without tokens, which have no score.
+
+    Args:
+        name: What the items are called in the error.
+        mask: (n, tokens) True = real token.
+
+    Raises:
+        ValueError: If a row has no real token.
+    """
+    empty = (~mask.any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"`{name}` must have at least one real token in every row, got none in rows "
+            f"{empty[:5]}. Remove these rows or keep at least one token."
+        )
+
+
 def all_products(
     image_features: Float[Tensor, "images patches D"],
     image_mask: Bool[Tensor, "images patches"],
@@ -82,7 +100,9 @@ _SIDES = "Tensor image_features, Tensor image_mask, Tensor text_features, Tensor
     "pico_hf::late_interaction", mutates_args=(), schema=f"({_SIDES}, Tensor? weights) -> Tensor"
 )
 def _scored(*inputs: Any) -> Tensor:
-    """Scores inside a compiled graph."""
+    """Scores inside a compiled graph, which cannot ask what is in a mask before it runs."""
+    refuse_empty("images", inputs[1])
+    refuse_empty("texts", inputs[3])
     with torch.no_grad():
         return score_tokens(*inputs)
 
