@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pico_hf.encoders.check import dummy_batch
-from pico_hf.encoders.tokens import encoder_spec
+from pico_hf.encoders.table import encoder_spec
 
 OUTPUTS = ("tokens", "mask")
 
