@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from measurement import ratio, tokens
-from pico_hf.core.construction import refine_style
 from pico_hf.core.losses import LOSSES
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.style import propose_style
+from pico_hf.core.style_refinement import refine_style
 from pico_hf.core.token_features import TokenFeatures
 
 WORDS, IMAGE_WIDTH, TEXT_WIDTH = 32, 1280, 384  # EfficientNet-Lite0 and MiniLM

@@ -5,10 +5,12 @@ import torch
 
 from comparisons import FUSION_RULES
 from pico_hf import PicoConfig
+from pico_hf.core.alignment import align_columns
 from pico_hf.core.canonical import CANDIDATES, bilinear_form
-from pico_hf.core.construction import align_columns, fuse_forms, refine_style
+from pico_hf.core.fusion import fuse_forms
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import column_statistics
+from pico_hf.core.style_refinement import refine_style
 from pico_hf.core.token_features import TokenFeatures
 from test_canonical import random_moments, random_tokens
 from tiny import tiny_inputs, tiny_refined

@@ -10,13 +10,13 @@ from transformers import (
 )
 
 from pico_hf.encoders.check import check_encoder
+from pico_hf.encoders.projection_modules import projection_parameters
 from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import ENCODERS, register_encoder
 from pico_hf.encoders.tokens import (
     image_hidden_states,
     project_image_tokens,
     project_text_tokens,
-    projection_parameters,
     text_hidden_states,
 )
 from tiny import BUILDERS, tiny_encoder, tiny_inputs

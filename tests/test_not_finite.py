@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from pico_hf import PicoCollator
+from pico_hf.core.alignment import align_columns
 from pico_hf.core.canonical import CANDIDATES, PairMoments
-from pico_hf.core.construction import align_columns, refine_style
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.semantic import column_statistics
+from pico_hf.core.style_refinement import refine_style
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.training import feedback
 from tiny import tiny_encoder, tiny_inputs, tiny_processor, tiny_refined

@@ -6,7 +6,7 @@ import transformers as hf
 
 from pico_hf import PicoCollator, PicoModel
 from pico_hf.encoders.padding import text_positions
-from pico_hf.encoders.table import text_lengths
+from pico_hf.encoders.text_lengths import text_lengths
 from tiny import tiny_encoder, tiny_processor
 from tiny_encoders import BERT, BUILDERS
 

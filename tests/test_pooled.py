@@ -14,7 +14,8 @@ from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.similarity import pooled_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders.tokens import encoder_spec, image_output, text_output
+from pico_hf.encoders.table import encoder_spec
+from pico_hf.encoders.tokens import image_output, text_output
 from pico_hf.training.evaluation import evaluate_shares, split_scores
 from tiny import BUILDERS, tiny_encoder, tiny_inputs, tiny_processor, tiny_refined, tiny_rows
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from comparisons import pseudo
-from pico_hf.core.construction import complement_of_style, refine_style
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import column_statistics, standardise
 from pico_hf.core.style import propose_style, style_prototypes
+from pico_hf.core.style_refinement import complement_of_style, refine_style
 from pico_hf.core.token_features import TokenFeatures
 
 

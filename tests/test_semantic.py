@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from comparisons import product
-from pico_hf.core.construction import complement_of_style
 from pico_hf.core.semantic import (
     ColumnStatistics,
     column_statistics,
@@ -11,6 +10,7 @@ from pico_hf.core.semantic import (
     standardise,
     style_score,
 )
+from pico_hf.core.style_refinement import complement_of_style
 from pico_hf.core.token_features import TokenFeatures
 from reference import (
     column_means_loop,

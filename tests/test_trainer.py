@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from pico_hf import PicoModel
-from pico_hf.core.construction import refine_style
+from pico_hf.core.style_refinement import refine_style
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training import feedback
 from pico_hf.training.encoding import SplitEncoder

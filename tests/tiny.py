@@ -46,10 +46,11 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
 
 def refine(model, images, texts) -> None:
     """Gives a model the column weights of matched pairs, by whatever estimator it has."""
+    from pico_hf.core.alignment import align_columns
     from pico_hf.core.canonical import PairMoments
-    from pico_hf.core.construction import align_columns, refine_style
     from pico_hf.core.moments import TokenMoments
     from pico_hf.core.semantic import column_statistics
+    from pico_hf.core.style_refinement import refine_style
 
     if model.prototypes.canonical:
         sides = [TokenMoments.of([side]) for side in (images, texts)]

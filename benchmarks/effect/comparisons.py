@@ -12,9 +12,9 @@ import random
 import torch
 from torch import Tensor
 
-from pico_hf.core.construction import ProbabilityEstimate, complement_of_style
 from pico_hf.core.fusion import FusionRule, FusionState, normalised_gain
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, style_score
+from pico_hf.core.style_refinement import ProbabilityEstimate, complement_of_style
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.training.feedback import Feedback
 

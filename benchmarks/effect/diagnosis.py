@@ -23,9 +23,10 @@ from pico_hf.core.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.core.construction import fuse_forms, refine_style
+from pico_hf.core.fusion import fuse_forms
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
+from pico_hf.core.style_refinement import refine_style
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
 from study import Job, StoredSplit, Study, from_command_line

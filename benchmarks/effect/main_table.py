@@ -30,8 +30,8 @@ from comparisons import (
 from peers import PEERS
 from pico_hf import PicoTrainer
 from pico_hf.core.canonical import CANDIDATES, bilinear_form, canonical_columns
-from pico_hf.core.construction import fuse_forms
 from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.core.fusion import fuse_forms
 from pico_hf.training.encoding import encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
 from pico_hf.training.feedback import Feedback

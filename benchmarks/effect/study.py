@@ -31,7 +31,7 @@ from pico_hf import (
 )
 from pico_hf.data.identity import content_digest
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders.tokens import projection_parameters
+from pico_hf.encoders.projection_modules import projection_parameters
 from pico_hf.training.feature_cache import CachedImageTextDataset
 from towers import ROOT, pico_model, processor
 

@@ -26,7 +26,7 @@ from pico_hf.core.canonical import (
     bilinear_form,
     canonical_columns,
 )
-from pico_hf.core.construction import fuse_forms
+from pico_hf.core.fusion import fuse_forms
 from pico_hf.core.semantic import column_weights
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_form

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoProcessor, PreTrainedModel
 
-from pico_hf.encoders.table import table_row
-from pico_hf.encoders.tokens import FALLBACK
+from pico_hf.encoders.table import FALLBACK, table_row
 from pico_hf.hub.files import find_file
 from pico_hf.hub.new_folder import check_new
 from pico_hf.hub.permissions import ordinary_permissions

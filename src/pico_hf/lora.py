@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.check import dummy_batch
+from pico_hf.encoders.projection_modules import projection_modules
+from pico_hf.encoders.tokens import image_hidden_states, text_hidden_states
 from pico_hf.hub.adapter_files import CARRIED, writable_fields
 from pico_hf.hub.adapter_loading import load_adapter
 from pico_hf.hub.adapter_rules import import_peft
-from pico_hf.hub.loading import save_companions
+from pico_hf.hub.saving import save_companions
 from pico_hf.hub.weights import refuse_mixture
 from pico_hf.modeling_pico import PicoModel
 
@@ -53,7 +54,7 @@ def pico_lora_config(
         raise ValueError(
             "`model` is adapted by LoRA already. Merge it first: `peft_model.merge_and_unload()`."
         )
-    heads = [f"encoder.{path}" for path in encoder_tokens.projection_modules(model.encoder)]
+    heads = [f"encoder.{path}" for path in projection_modules(model.encoder)]
     targets = options.pop("target_modules", None) or tower_linears(model)
     if not targets:
         raise ValueError(
@@ -85,7 +86,7 @@ def tower_linears(model: PicoModel) -> list[str]:
         Dotted paths inside the model, in the order of its modules.
     """
     encoder, training = model.encoder, model.training
-    heads = tuple(f"{path}." for path in encoder_tokens.projection_modules(encoder))
+    heads = tuple(f"{path}." for path in projection_modules(encoder))
     linears = {
         name: module
         for name, module in encoder.named_modules()
@@ -171,8 +172,8 @@ def _reached(encoder: PreTrainedModel, probes: dict[str, Tensor]) -> set[str]:
     images, texts = dummy_batch(encoder)
     with torch.enable_grad():
         total = (
-            encoder_tokens.image_hidden_states(encoder, **images).features.float().square().sum()
-            + encoder_tokens.text_hidden_states(encoder, **texts).features.float().square().sum()
+            image_hidden_states(encoder, **images).features.float().square().sum()
+            + text_hidden_states(encoder, **texts).features.float().square().sum()
         )
         gradients = torch.autograd.grad(total, list(probes.values()), allow_unused=True)
     return {name for name, gradient in zip(probes, gradients, strict=True) if gradient is not None}

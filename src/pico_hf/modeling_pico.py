@@ -21,11 +21,14 @@ from pico_hf.core.similarity import same_side_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
 from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
+from pico_hf.encoders.building import complete_encoder
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
 from pico_hf.encoders.gallery import calibration_of
+from pico_hf.encoders.word_embeddings import resize_word_embeddings, word_embeddings
 from pico_hf.hub import loading
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.prototype_files import PicoPrototypes
+from pico_hf.hub.saving import save_model
 from pico_hf.modeling_outputs import PicoOutput, pair_output
 
 
@@ -97,7 +100,7 @@ class PicoPreTrainedModel(PreTrainedModel):
             kwargs: See `PreTrainedModel.save_pretrained`; with `push_to_hub` also its arguments.
         """
         stock = super().save_pretrained
-        loading.save_model(self, stock, save_directory, push_to_hub=push_to_hub, **kwargs)
+        save_model(self, stock, save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Uploads what `save_pretrained` writes; see `PreTrainedModel.push_to_hub`."""
@@ -133,10 +136,7 @@ class PicoModel(PicoPreTrainedModel):
         super().__init__(config)
         # Not the encoder's own: S adds two cosine means, and some encoders have no scale at all.
         self.pair_logits = PairLogits()
-        if encoder is None:
-            encoder = encoder_tokens.build_encoder(config.encoder_config)
-        if config.fallback_widths:
-            encoder_tokens.add_fallback_projections(encoder, config.fallback_widths)
+        encoder = complete_encoder(encoder, config.encoder_config, config.fallback_widths)
         encoder.config.architectures = [type(encoder).__name__]  # what to build when it is loaded
         config.encoder_config = encoder.config
         self.encoder = encoder
@@ -208,11 +208,11 @@ class PicoModel(PicoPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embeddings; loaders of peft compare their number with the tokenizer's."""
-        return encoder_tokens.word_embeddings(self.encoder)
+        return word_embeddings(self.encoder)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Makes room for another number of token ids; see `PreTrainedModel`."""
-        return encoder_tokens.resize_word_embeddings(self.encoder, *args, **kwargs)
+        return resize_word_embeddings(self.encoder, *args, **kwargs)
 
     def restart_prototypes(self, probe_size: int) -> None:
         """Forgets prototypes and feedback, and makes room for a probe set of `probe_size` pairs."""

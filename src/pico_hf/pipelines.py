@@ -21,7 +21,7 @@ from transformers.pipelines.zero_shot_image_classification import (
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.images import as_rgb, is_base64
-from pico_hf.encoders.tokens import encoder_spec
+from pico_hf.encoders.table import encoder_spec
 from pico_hf.modeling_pico import PicoModel
 
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.collator import PicoCollator
-from pico_hf.data.images import as_rgb
+from pico_hf.data.raw_inputs import caption_rows, image_list, image_rows, text_list
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import packed_scores
@@ -109,7 +105,7 @@ class PicoRetriever:
         Raises:
             ValueError: If there are none, or if one cannot be read: it is named by its place.
         """
-        return self._packed_images(_images(images))[:]
+        return self._packed_images(image_list(images))[:]
 
     def encode_texts(self, texts: str | Sequence[str]) -> TokenFeatures:
         """Texts to word features (texts, words, D) of unit length, see `PicoModel`.
@@ -120,11 +116,11 @@ class PicoRetriever:
         Raises:
             ValueError: If there are none, or if one is empty or no string.
         """
-        return self._packed_texts(_texts(texts))[:]
+        return self._packed_texts(text_list(texts))[:]
 
     def image_batches(self, images: Sequence[Any]) -> Iterator[TokenFeatures]:
         """Encodes images batch by batch, for lists whose features would fill the memory."""
-        rows = _Rows(images, partial(_readable, background=self.collate.background))
+        rows = image_rows(images, self.collate.background)
         for batch, _ in self._encoder(len(rows)).batches(rows, "Encoding images"):
             assert batch is not None
             yield batch
@@ -133,7 +129,7 @@ class PicoRetriever:
         return PackedTokens.collect(self.image_batches(images))
 
     def _packed_texts(self, texts: Sequence[str]) -> PackedTokens:
-        rows = _Rows(texts, _caption)
+        rows = caption_rows(texts)
         batches = self._encoder(len(rows)).batches(rows, "Encoding texts")
         return PackedTokens.collect(words for _, words in batches if words is not None)
 
@@ -156,8 +152,8 @@ class PicoRetriever:
             texts: A list of strings, or their features.
         """
         sides = (
-            self._packed(images, self._packed_images, _images),
-            self._packed(texts, self._packed_texts, _texts),
+            self._packed(images, self._packed_images, image_list),
+            self._packed(texts, self._packed_texts, text_list),
         )
         return packed_scores(self.model, *sides)
 
@@ -185,7 +181,8 @@ class PicoRetriever:
             raise ValueError(f"`by` must be 'text' or 'image', got {by!r}.")
         scores = self.score(images, texts)
         scores, ranked = (scores.t(), images) if by == "text" else (scores, texts)
-        items = None if isinstance(ranked, TokenFeatures) else _items(ranked, by)
+        listed = image_list if by == "text" else text_list
+        items = None if isinstance(ranked, TokenFeatures) else listed(ranked)
         best, order = scores.cpu().sort(dim=1, descending=True, stable=True)
         return [
             [
@@ -202,58 +199,3 @@ class PicoRetriever:
         if isinstance(side, TokenFeatures):
             return PackedTokens.collect([side])
         return encode(listed(side))
-
-
-class _Rows(Dataset):
-    """Items one by one, as the collator takes them."""
-
-    def __init__(self, items: Sequence[Any], row: Callable[[int, Any], dict[str, Any]]) -> None:
-        self.items, self.row = items, row
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.row(number, self.items[number])
-
-
-def _readable(number: int, image: Any, background: tuple[int, int, int]) -> dict[str, Any]:
-    try:
-        return {"image": as_rgb(image, background)}
-    except ValueError as error:
-        name = f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
-        raise ValueError(f"`images`[{number}]{name}: {error}") from error
-
-
-def _caption(number: int, text: Any) -> dict[str, Any]:
-    if not isinstance(text, str):
-        raise ValueError(f"`texts`[{number}] must be a string, got {type(text).__name__}.")
-    if not text.strip():
-        raise ValueError(f"`texts`[{number}] is empty. Give it words, or leave it out.")
-    return {"caption": text}
-
-
-def _items(side: Any, by: str) -> Sequence[Any]:
-    return _images(side) if by == "text" else _texts(side)
-
-
-def _images(images: Any) -> Sequence[Any]:
-    """A list of images, also of one that was given by itself."""
-    alone = isinstance(images, str | os.PathLike | bytes | dict | Image.Image)
-    array = isinstance(images, np.ndarray | Tensor)
-    return _some([images] if alone or (array and images.ndim < 4) else images, "images")
-
-
-def _texts(texts: Any) -> Sequence[str]:
-    return _some([texts] if isinstance(texts, str) else texts, "texts")
-
-
-def _some(items: Any, name: str) -> Sequence[Any]:
-    try:
-        items = items if hasattr(items, "__getitem__") else list(items)
-        count = len(items)
-    except TypeError:
-        raise ValueError(f"`{name}` must be a list, got {type(items).__name__}.") from None
-    if count == 0:
-        raise ValueError(f"`{name}` must hold at least one item, got none.")
-    return items

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pico_hf.core.construction import Refinement, fuse_forms
-from pico_hf.core.fusion import FusionRule, normalised_gain
+from pico_hf.core.fusion import FusionRule, fuse_forms, normalised_gain
 from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.refinement import Refinement
 
 logger = logging.getLogger(__name__)
 

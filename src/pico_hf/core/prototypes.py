@@ -34,7 +34,7 @@ class StylePrototypes(nn.Module):
     the model: the style prototypes `vision` and `text` (K, R), `semantic_probability` (D,), the
     feedback's `iteration`, `log_total_gain`, `performance` and `has_performance`; `pooled_share`,
     how much of the score the pooled vectors are; with `canonical` also `image_basis` and
-    `text_basis` (D, D), orthonormal. `pico_hf.core.construction` computes new values; only
+    `text_basis` (D, D), orthonormal. `pico_hf.core.refinement` says what computes new values; only
     `record`, `commit`, `restart` and `share_score` change them.
 
     Args:

@@ -16,7 +16,7 @@ from pico_hf.data.columns import find_in_row, texts_of
 from pico_hf.data.image_modes import colour_of
 from pico_hf.data.images import as_rgb
 from pico_hf.data.token_store import POOLED_KEYS
-from pico_hf.encoders.table import text_lengths
+from pico_hf.encoders.text_lengths import text_lengths
 
 # Cached outputs of the towers, and the mask that each is padded with.
 _STATES = {"image_hidden_states": "patch_mask", "text_hidden_states": "word_mask"}

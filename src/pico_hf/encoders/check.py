@@ -11,18 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.encoders.projection import apply_steps
-from pico_hf.encoders.spec import Step, TokenMap
-from pico_hf.encoders.table import ENCODERS, architecture, encoder_class, table_row
+from pico_hf.encoders.projection_modules import projection_parameters
+from pico_hf.encoders.spec import Step, TokenMap, tower_config
+from pico_hf.encoders.table import ENCODERS, architecture, encoder_class, encoder_spec, table_row
 from pico_hf.encoders.tokens import (
-    encoder_spec,
     image_hidden_states,
     image_output,
     last_hidden_state,
     prefix_length,
-    projection_parameters,
     text_hidden_states,
     text_output,
-    tower_config,
 )
 
 TOLERANCE = 1e-4

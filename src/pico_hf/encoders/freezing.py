@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from pico_hf.encoders.tokens import projection_parameters, steps_of
+from pico_hf.encoders.projection_modules import projection_parameters, steps_of
 
 
 def freeze_towers(encoder: PreTrainedModel) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pico_hf.encoders.spec import TokenMap
-from pico_hf.encoders.tokens import encoder_spec, tower_config
+from pico_hf.encoders.spec import TokenMap, tower_config
+from pico_hf.encoders.table import encoder_spec
 
 
 def patch_grid(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 # How an architecture pools, which is what the self-check compares with.
 POOLED_BY = {
@@ -97,3 +97,8 @@ class EncoderSpec:
     temperature: str | None = None
     label: str = ""
     note: str = ""
+
+
+def tower_config(encoder: PreTrainedModel, row: TokenMap, side: str) -> PreTrainedConfig:
+    """The config of the `"vision"` or the `"text"` tower that a row describes."""
+    return getattr(encoder.config, row.config or f"{side}_config")

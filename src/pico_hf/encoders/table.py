@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import transformers
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from pico_hf.encoders import one_sided
-from pico_hf.encoders.padding import text_positions
-from pico_hf.encoders.spec import POOLED_BY, EncoderSpec, Step, TokenMap
+from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 
 _VISUAL, _TEXTUAL = Step("visual_projection"), Step("text_projection")
 _CLS_PROJECTED = TokenMap((_VISUAL,), prefix=1)
@@ -18,7 +17,7 @@ _HEAD = Step("vision_model.head", pools=True)
 _TEXT = TokenMap((_TEXTUAL,), prefix=1, suffix=1)  # pooled at EOS or CLS
 _POOLER_TEXT = TokenMap((Step("text_model.pooler", pools=True), _TEXTUAL), prefix=1, suffix=1)
 _SIGLIP_TEXT = TokenMap((Step("text_model.head"),), suffix=1, pad_is_special=True)
-_PAIR = "vision-text-dual-encoder"
+PAIR = "vision-text-dual-encoder"
 _SHARED = "its towers end in one space: nothing is left to train behind frozen towers"
 
 
@@ -133,29 +132,39 @@ ENCODERS: dict[str, EncoderSpec] = {
     "flava": _FLAVA,
     "groupvit": _GROUPVIT,
     "tipsv2": _TIPSV2,
-    f"{_PAIR}/vit": _pair(
+    f"{PAIR}/vit": _pair(
         "ViT", TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=1)
     ),
-    f"{_PAIR}/deit": _pair(
+    f"{PAIR}/deit": _pair(
         "DeiT", TokenMap((Step("vision_model.pooler", pools=True), _VISUAL), prefix=2)
     ),
-    f"{_PAIR}/swin": _pair("Swin", TokenMap((_VISUAL,), pooled_by="mean")),
-    f"{_PAIR}/swinv2": _pair("Swin v2", TokenMap((_VISUAL,), pooled_by="mean")),
-    f"{_PAIR}/dinov2": _pair("DINOv2", _CLS_PROJECTED),
-    f"{_PAIR}/dinov2_with_registers": _pair(
+    f"{PAIR}/swin": _pair("Swin", TokenMap((_VISUAL,), pooled_by="mean")),
+    f"{PAIR}/swinv2": _pair("Swin v2", TokenMap((_VISUAL,), pooled_by="mean")),
+    f"{PAIR}/dinov2": _pair("DINOv2", _CLS_PROJECTED),
+    f"{PAIR}/dinov2_with_registers": _pair(
         "DINOv2 with registers", TokenMap((_VISUAL,), prefix=1, registers="num_register_tokens")
     ),
-    f"{_PAIR}/dinov3_vit": _pair(
+    f"{PAIR}/dinov3_vit": _pair(
         "DINOv3 ViT", TokenMap((_VISUAL,), prefix=1, registers="num_register_tokens")
     ),
-    f"{_PAIR}/beit": _pair(
+    f"{PAIR}/beit": _pair(
         "BEiT",
         _BEIT_IMAGE,
         note="patches are averaged before a LayerNorm, so projected patches do not average to the "
         "pooled feature",
     ),
-    f"{_PAIR}/clip_vision_model": _pair("CLIP's ViT", _CLS_NORMED),
+    f"{PAIR}/clip_vision_model": _pair("CLIP's ViT", _CLS_NORMED),
 }
+
+# Learned projections of an architecture without a row: a submodule of the encoder, so that all that
+# saves, freezes or adapts parameters finds them like any other.
+FALLBACK = "pico_projection"
+_FALLBACK_SPEC = EncoderSpec(
+    # There may be a CLS among the tokens.
+    TokenMap((Step(f"{FALLBACK}.image"),), pooled_by="mean", grid=False),
+    TokenMap((Step(f"{FALLBACK}.text"),), pooled_by="mean"),
+    logit_scale=None,
+)
 
 
 def register_encoder(model_type: str, spec: EncoderSpec) -> None:
@@ -172,7 +181,7 @@ def register_encoder(model_type: str, spec: EncoderSpec) -> None:
 def architecture(encoder: PreTrainedModel) -> str:
     """The encoder's key in the table, whether or not there is such a row."""
     model_type = encoder.config.model_type
-    if model_type == _PAIR:
+    if model_type == PAIR:
         return f"{model_type}/{encoder.config.vision_config.model_type}"
     special = f"{model_type}/{type(encoder).__name__}"
     return special if special in ENCODERS else model_type
@@ -195,18 +204,13 @@ def table_row(encoder: PreTrainedModel) -> EncoderSpec:
     return ENCODERS[key]
 
 
-def text_lengths(config: PreTrainedConfig) -> tuple[int | None, int | None]:
-    """(tokens every text has to be padded to or None, positions that the text tower has or None).
+def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
+    """Finds the row of an encoder: the table's, or that of learned projections.
 
-    Args:
-        config: The encoder's configuration.
+    Raises:
+        ValueError: If there is none; names the architectures that have one.
     """
-    names = getattr(config, "architectures", None) or ()
-    keys = [f"{config.model_type}/{name}" for name in names] + [config.model_type]
-    row = next((ENCODERS[key] for key in keys if key in ENCODERS), None)
-    tower = getattr(config, (row.text.config if row else None) or "text_config", None)
-    positions = text_positions(tower)
-    return (positions if row and row.text.pad_is_special else None), positions
+    return _FALLBACK_SPEC if hasattr(encoder, FALLBACK) else table_row(encoder)
 
 
 def encoder_class(model_type: str, architectures: Sequence[str] | None) -> type:
@@ -226,17 +230,3 @@ def encoder_class(model_type: str, architectures: Sequence[str] | None) -> type:
         if f"{model_type}/{name}" in ENCODERS:
             return getattr(transformers, name)
     return AutoModel
-
-
-def supported_encoders_table() -> str:
-    """The table as Markdown: labelled rows, whole models before pairs of towers."""
-    rows = sorted(
-        ENCODERS.items(), key=lambda item: (item[0].startswith(_PAIR), item[1].label.casefold())
-    )
-    lines = ["| encoder | key | image pooled by | text pooled by | note |", "|---|---|---|---|---|"]
-    for key, row in rows:
-        if not row.label:
-            continue  # registered from outside
-        pooled = (POOLED_BY[side.pooled_by] for side in (row.image, row.text))
-        lines.append(f"| {' | '.join((row.label, f'`{key}`', *pooled, row.note))} |")
-    return "\n".join(lines)

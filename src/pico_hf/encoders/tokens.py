@@ -6,60 +6,18 @@ tokens = steps(last_hidden_state without prefix tokens), by the encoder's row in
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.padding import attended_tokens, padded_right, run_at_end
 from pico_hf.encoders.projection import apply_steps, pooled_state, project_pooled
-from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
-from pico_hf.encoders.table import encoder_class, table_row
-
-# Learned projections of an architecture without a row: a submodule of the encoder, so that all that
-# saves, freezes or adapts parameters finds them like any other.
-FALLBACK = "pico_projection"
-_FALLBACK_SPEC = EncoderSpec(
-    # There may be a CLS among the tokens.
-    TokenMap((Step(f"{FALLBACK}.image"),), pooled_by="mean", grid=False),
-    TokenMap((Step(f"{FALLBACK}.text"),), pooled_by="mean"),
-    logit_scale=None,
-)
-
-
-def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """Builds an encoder with random weights."""
-    chosen = encoder_class(config.model_type, config.architectures)
-    return (AutoModel.from_config if chosen is AutoModel else chosen._from_config)(config)
-
-
-def encoder_spec(encoder: PreTrainedModel) -> EncoderSpec:
-    """Finds the row of an encoder: the table's, or that of learned projections.
-
-    Raises:
-        ValueError: If there is none; names the architectures that have one.
-    """
-    return _FALLBACK_SPEC if hasattr(encoder, FALLBACK) else table_row(encoder)
-
-
-def add_fallback_projections(encoder: PreTrainedModel, widths: Sequence[int]) -> None:
-    """Adds untrained projections to an encoder that has no row in the table.
-
-    Args:
-        encoder: The encoder, changed in place.
-        widths: Widths of image hidden states, text hidden states and the common space.
-    """
-    image, text, columns = widths
-    heads = {
-        "image": nn.Linear(image, columns, bias=False),
-        "text": nn.Linear(text, columns, bias=False),
-    }
-    encoder.add_module(FALLBACK, nn.ModuleDict(heads).to(encoder.device, encoder.dtype))
+from pico_hf.encoders.spec import tower_config
+from pico_hf.encoders.table import encoder_spec
 
 
 def image_hidden_states(
@@ -197,66 +155,6 @@ def project(
     return TokenFeatures(features, hidden.mask, pooled)
 
 
-def projection_modules(encoder: PreTrainedModel) -> list[str]:
-    """Dotted paths of the encoder's modules that are applied after the hidden states."""
-    return sorted({step.path for step in steps_of(encoder)})
-
-
-def projection_parameters(encoder: PreTrainedModel) -> list[str]:
-    """Names of the encoder's parameters that are applied after the hidden states."""
-    modules = tuple(f"{path}." for path in projection_modules(encoder))
-    return [name for name, _ in encoder.named_parameters() if name.startswith(modules)]
-
-
-def embedding_dim(encoder: PreTrainedModel) -> int:
-    """D, the number of columns of the common space."""
-    row = encoder_spec(encoder).text
-    if not row.steps:
-        return tower_config(encoder, row, "text").hidden_size
-    last = encoder.get_submodule(row.steps[-1].path)
-    linears = [module for module in last.modules() if isinstance(module, nn.Linear)]
-    return linears[-1].out_features
-
-
-def word_embeddings(encoder: PreTrainedModel) -> nn.Embedding:
-    """Finds the text tower's word embeddings by the size of its vocabulary.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    words = tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size
-    for module in encoder.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == words:
-            return module
-    raise ValueError(f"{type(encoder).__name__} has no embeddings of {words} words.")
-
-
-def resize_word_embeddings(encoder: PreTrainedModel, *args: Any, **kwargs: Any) -> nn.Embedding:
-    """Resizes the text tower's word embeddings and the vocabulary size in its config.
-
-    Args:
-        encoder: The dual encoder, changed in place.
-        args: Of `PreTrainedModel.resize_token_embeddings`.
-        kwargs: Likewise.
-    """
-    words = word_embeddings(encoder)
-    path = next(name for name, module in encoder.named_modules() if module is words)
-    # Some text towers are no models of their own, so that they cannot be asked to do it.
-    resized = encoder._get_resized_embeddings(words, *args, **kwargs)
-    encoder.set_submodule(path, resized)
-    tower_config(encoder, encoder_spec(encoder).text, "text").vocab_size = resized.num_embeddings
-    return resized
-
-
-def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
-    """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
-    spec = encoder_spec(encoder)
-    scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else 0.0
-    if spec.temperature:
-        scale = -math.log(getattr(encoder, spec.temperature).item())
-    return scale, getattr(encoder, spec.logit_bias).item() if spec.logit_bias else None
-
-
 def image_output(encoder: PreTrainedModel, **inputs: Any) -> Any:
     """Runs the image side: `last_hidden_state`, and the projected `pooler_output`."""
     _check_not_empty("pixel_values", inputs)
@@ -301,17 +199,6 @@ def prefix_length(encoder: PreTrainedModel) -> int:
     row = encoder_spec(encoder).image
     config = tower_config(encoder, row, "vision")
     return row.prefix + (getattr(config, row.registers) if row.registers else 0)
-
-
-def tower_config(encoder: PreTrainedModel, row: TokenMap, side: str) -> PreTrainedConfig:
-    """The config of the `"vision"` or the `"text"` tower that a row describes."""
-    return getattr(encoder.config, row.config or f"{side}_config")
-
-
-def steps_of(encoder: PreTrainedModel) -> tuple[Step, ...]:
-    """Modules that are applied to the hidden states of either side."""
-    spec = encoder_spec(encoder)
-    return (*spec.image.steps, *spec.text.steps)
 
 
 def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.check import dummy_batch
-from pico_hf.encoders.tokens import encoder_spec
+from pico_hf.encoders.table import encoder_spec
 
 OUTPUTS = ("tokens", "mask", "pooled")
 

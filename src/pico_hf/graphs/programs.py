@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedConfig
 
-from pico_hf.encoders.table import text_lengths
+from pico_hf.encoders.text_lengths import text_lengths
 from pico_hf.graphs.modules import ImageGraph, TextGraph, check_graphable, example_inputs
 
 

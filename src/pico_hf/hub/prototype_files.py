@@ -17,7 +17,7 @@ from transformers.utils import PushToHubMixin
 
 from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
 from pico_hf.core.prototypes import StylePrototypes, ask_again
-from pico_hf.encoders.tokens import embedding_dim, projection_parameters
+from pico_hf.encoders.projection_modules import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import find_file, read_json, refuse_pickle
 from pico_hf.hub.fingerprint import encoder_fingerprint

@@ -23,7 +23,15 @@ from pico_hf.core.processes import Processes
 from pico_hf.data import collator, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
-from pico_hf.encoders import one_sided, padding, projection, spec, table
+from pico_hf.encoders import (
+    one_sided,
+    padding,
+    projection,
+    projection_modules,
+    spec,
+    table,
+    text_lengths,
+)
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.training.cache_folder import ABOUT_FILE, PARTIAL, clear_leftovers
 from pico_hf.training.encoding import SplitEncoder, tower_states
@@ -182,7 +190,7 @@ def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
     """
     digest = hashlib.sha256()
     model = encoder.model.encoder
-    heads = set(encoder_tokens.projection_parameters(model))
+    heads = set(projection_modules.projection_parameters(model))
     for name, tensor in sorted(model.state_dict().items()):
         if name not in heads:
             digest.update(name.encode())
@@ -207,9 +215,11 @@ def _code() -> str:
         encoder_tokens,
         padding,
         projection,
+        projection_modules,
         one_sided,
         spec,
         table,
+        text_lengths,
     ):
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pico_hf.encoders.tokens import projection_parameters
+from pico_hf.encoders.projection_modules import projection_parameters
 from pico_hf.hub.adapter_files import base_model
 from pico_hf.training_args import PicoTrainingArguments
 

@@ -19,22 +19,23 @@ from pico_hf.core.processes import Processes
 from pico_hf.data.collator import PicoCollator
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.hub.adapter_files import base_model, live_module
-from pico_hf.hub.loading import save_companions
+from pico_hf.hub.saving import save_companions
 from pico_hf.hub.weights import refuse_mixture
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
+from pico_hf.training.device_refusals import check_devices
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
-from pico_hf.training.feedback import Feedback, FeedbackCallback
+from pico_hf.training.feedback import Feedback
+from pico_hf.training.feedback_callback import FeedbackCallback
 from pico_hf.training.model_calls import loss_of_batch, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
     check_arguments,
     check_combinations,
-    check_devices,
     check_mini_batches,
     check_model,
 )
