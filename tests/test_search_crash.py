@@ -174,7 +174,7 @@ def test_updates_and_compacting_that_die_lose_and_double_nothing(tmp_path, photo
 def test_two_processes_do_not_change_an_index_at_once(tmp_path, photos, retriever, monkeypatch):
     folder = tmp_path / "index"
     PicoIndex.create(folder, retriever)
-    monkeypatch.setattr("pico_hf.search.store.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("pico_hf.search.files.LOCK_SECONDS", 0.2)
     other = PicoIndex.open(folder, retriever)
     with other._store.writing(), pytest.raises(TimeoutError, match="Another process"):
         index_photos(folder, photos, retriever)

@@ -26,9 +26,7 @@ from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers
 from pico_hf.hub.tensors import checked_tensors
 
 _STATISTICS = (
-    "vision",
-    "text",
-    "semantic_probability",
+    *("vision", "text", "semantic_probability"),
     "log_total_gain",
     "performance",
     "pooled_share",

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 PARTIAL = ".partial"
 MANIFEST = "index.json"
+LOCK_SECONDS = 10.0
 # Version 2 has a summary of every image beside its tokens; version 1 is read as one without any.
 FORMAT, VERSION, READABLE = "pico-index", 2, (1, 2)
 
@@ -99,3 +104,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "pico_hf."
         )
     return content
+
+
+@contextmanager
+def changing(lock: FileLock, folder: Path) -> Iterator[None]:
+    """Holds the lock of an index; TimeoutError if another process does not let go of it."""
+    try:
+        held = lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise TimeoutError(
+            f"Another process has been changing the index {str(folder)!r} for more than "
+            f"{LOCK_SECONDS:.0f} s. Wait for it to end."
+        ) from error
+    with held:
+        yield

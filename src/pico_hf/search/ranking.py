@@ -46,8 +46,8 @@ def pooled_tokens(tokens: TokenFeatures) -> Tensor:
 def exact_scores(store: ImageStore, rows: Tensor, queries: TokenFeatures) -> Tensor:
     """(rows, queries) S of some images and folded queries, see `similarity`."""
     scores = torch.empty(len(rows), len(queries))
-    for part, block in store.blocks(rows):
-        scores[part] = similarity(store.tokens(block), queries)
+    for part, block in store.vectors.blocks(rows):
+        scores[part] = similarity(store.vectors.tokens(block), queries)
     return scores
 
 
@@ -86,7 +86,7 @@ def best_rows(
         scores = _mixed(exact_scores(store, rows, queries.tokens), cosines, queries.share).t()
         return [_best(own, rows, top_k) for own in scores]
     # S is about twice the product of the means.
-    means = 2 * store.pooled_scores(pooled_tokens(queries.tokens))[rows]
+    means = 2 * store.vectors.pooled_scores(pooled_tokens(queries.tokens))[rows]
     first = _mixed(means, cosines, queries.share)
     found = []
     for number in range(len(queries)):
@@ -111,7 +111,7 @@ def _cosines(store: ImageStore, rows: Tensor, queries: Queries) -> Tensor:
         )
     assert queries.tokens.pooled is not None
     assert queries.metric is not None
-    return store.summary_scores(queries.tokens.pooled, queries.metric)[rows]
+    return store.vectors.summary_scores(queries.tokens.pooled, queries.metric)[rows]
 
 
 def _mixed(scores: Tensor, cosines: Tensor, share: float) -> Tensor:

@@ -181,3 +181,21 @@ def _damaged(facts: dict[str, Any], path: Path) -> DamagedShardError:
         "file from a copy, or open the index with damaged='leave_out' and add the same images "
         "again."
     )
+
+
+def set_aside(folder: Path, name: str) -> None:
+    """Renames the files of a damaged shard."""
+    for suffix in (TENSORS, RECORDS):
+        path = folder / f"{name}{suffix}"
+        if path.exists():
+            path.rename(path.with_name(f"{path.name}.damaged"))
+
+
+def as_damaged(error: Exception, facts: dict[str, Any]) -> Exception:
+    """The error itself, or what a missing file of a shard means."""
+    if isinstance(error, DamagedShardError):
+        return error
+    return DamagedShardError(
+        f"A file of shard {facts['name']} is missing ({error}): {facts['images']} images. Restore "
+        "it from a copy, or open the index with damaged='leave_out' and add the same images again."
+    )

@@ -12,27 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
-from torch import Tensor
+from filelock import FileLock
 
-from pico_hf.core.compression import dequantise
-from pico_hf.core.packed_tokens import PackedTokens
-from pico_hf.core.token_features import TokenFeatures
-from pico_hf.search.files import MANIFEST, PARTIAL, read_manifest, write_manifest
+from pico_hf.search.files import MANIFEST, PARTIAL, changing, read_manifest, write_manifest
 from pico_hf.search.shards import (
     RECORDS,
     TENSORS,
     DamagedShardError,
     Shard,
     StoredImage,
+    as_damaged,
     read_shard,
+    set_aside,
     write_shard,
 )
+from pico_hf.search.vectors import ShardVectors
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
-LOCK_SECONDS = 10.0
 
 
 class ImageStore:
@@ -48,10 +46,8 @@ class ImageStore:
         records: Of every row, deleted ones included.
         alive: (rows,) False = deleted.
         has_summary: (rows,) False = the encoder's pooled feature is not known.
+        vectors: Of every row.
     """
-
-    _packed: tuple[PackedTokens, PackedTokens] | None = None
-    _lengths: tuple[Tensor, Tensor] | None = None  # a metric, and the summaries' lengths in it
 
     def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
         self.folder, self._shards_folder = folder, folder / "shards"
@@ -112,63 +108,12 @@ class ImageStore:
                 return shard.image(row - start, record)
         raise IndexError(row)
 
-    def tokens(self, rows: Tensor) -> TokenFeatures:
-        """Tokens of some rows, padded; in the storage dtype, or fp32 if that is int8."""
-        packed, scales = self._both()
-        tokens = packed[rows]
-        if self.dtype != "int8":
-            return tokens
-        factors = scales[rows].features.squeeze(-1)
-        return TokenFeatures(dequantise(tokens.features, factors), tokens.mask)
-
-    def _both(self) -> tuple[PackedTokens, PackedTokens]:
-        """Tokens and scales of all rows."""
-        if self._packed is None:
-            lengths = [shard.lengths for shard in self._shards]
-            scales = [shard.scales.unsqueeze(1) for shard in self._shards]
-            tokens = [shard.tokens for shard in self._shards]
-            self._packed = PackedTokens(tokens, lengths), PackedTokens(scales, lengths)
-        return self._packed
-
-    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """See `PackedTokens.blocks`."""
-        return self._both()[0].blocks(rows)
-
-    def pooled_scores(self, queries: Tensor) -> Tensor:
-        """(rows, queries) products of the pooled vectors with queries (queries, D)."""
-        parts = [shard.pooled @ queries.t() for shard in self._shards]
-        return torch.cat(parts) if parts else torch.zeros(0, len(queries))
-
-    def summary_scores(self, queries: Tensor, metric: Tensor) -> Tensor:
-        """(rows, queries) cosines of the summaries and the queries.
-
-        Args:
-            queries: (queries, D), see `Queries`.
-            metric: (D, D), see `Queries`. Lengths in it are kept in memory while it stays.
-        """
-        if not self._shards:
-            return torch.zeros(0, len(queries))
-        lengths = None if self._lengths is None else self._lengths[1]
-        if lengths is None or not torch.equal(self._lengths[0], metric):  # type: ignore[index]
-            parts = [(shard.summary @ metric).norm(dim=1) for shard in self._shards]
-            lengths = torch.cat(parts).clamp_min(1e-12)
-            self._lengths = metric, lengths
-        products = torch.cat([shard.summary @ queries.t() for shard in self._shards])
-        return products / lengths.unsqueeze(1)
-
     # ---- changes ---------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """For a change: alone among all processes, on top of what others have changed."""
-        try:
-            lock = self._lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error:
-            raise TimeoutError(
-                f"Another process has been changing the index {str(self.folder)!r} for more than "
-                f"{LOCK_SECONDS:.0f} s. Wait for it to end."
-            ) from error
-        with lock:
+        with changing(self._lock, self.folder):
             self.refresh()
             self._clear_leftovers()
             yield
@@ -272,7 +217,7 @@ class ImageStore:
             try:
                 shard = read_shard(self._shards_folder, facts, verify=verify)
             except (DamagedShardError, FileNotFoundError) as error:
-                self._damaged.append((facts, _as_damaged(error, facts)))
+                self._damaged.append((facts, as_damaged(error, facts)))
                 continue
             self._take(shard, facts["deleted"])
         self._index_rows()
@@ -287,7 +232,7 @@ class ImageStore:
         self.has_summary = torch.cat([self.has_summary, shard.has_summary])
 
     def _index_rows(self) -> None:
-        self._packed = self._lengths = None
+        self.vectors = ShardVectors(self._shards, self.dtype)
         living = self.alive.nonzero().flatten().tolist()
         self.row_of = {self.records[row]["id"]: row for row in living}
         self.owner_of = {path: row for row in living for path in self.records[row]["paths"]}
@@ -296,11 +241,8 @@ class ImageStore:
         """Renames the files of damaged shards and goes on without them."""
         lost = {facts["name"] for facts, _ in self._damaged}
         kept = [facts for facts in self.manifest["shards"] if facts["name"] not in lost]
-        for facts, _ in self._damaged:
-            for suffix in (TENSORS, RECORDS):
-                path = self._shards_folder / f"{facts['name']}{suffix}"
-                if path.exists():
-                    path.rename(path.with_name(f"{path.name}.damaged"))
+        for name in lost:
+            set_aside(self._shards_folder, name)
         images = sum(facts["images"] for facts, _ in self._damaged)
         logger.warning(
             "%d images of %d damaged shards of %s are left out. Add the same images again.",
@@ -310,12 +252,3 @@ class ImageStore:
         )
         self._damaged = []
         self._commit({**self.manifest, "shards": kept})
-
-
-def _as_damaged(error: Exception, facts: dict[str, Any]) -> Exception:
-    if isinstance(error, DamagedShardError):
-        return error
-    return DamagedShardError(
-        f"A file of shard {facts['name']} is missing ({error}): {facts['images']} images. Restore "
-        "it from a copy, or open the index with damaged='leave_out' and add the same images again."
-    )
