@@ -206,16 +206,16 @@ def test_a_checkpoint_without_the_projections_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["architectures"] = ["BlipForConditionalGeneration"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"whole BlipModel, but lacks text_model.pooler.*Condit"):
+    with pytest.raises(ValueError, match=r"whole BlipModel, but lacks text_model.*Condit"):
         PicoModel.from_pretrained(tmp_path)
 
 
 def test_a_temperature_becomes_a_scale():
     model = wrapped("align")
     model.encoder.temperature.data.fill_(0.05)
-    own = PicoModel.from_encoder(model.encoder, probe_size=3)
+    own = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=1.0)
     assert float(own.logit_scale.detach().exp()) == pytest.approx(20.0)
-    tokens = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=0.0)
+    tokens = PicoModel.from_encoder(model.encoder, probe_size=3)
     assert float(tokens.logit_scale.detach().exp()) == pytest.approx(20.0 / 2.0)  # two cosines
 
 

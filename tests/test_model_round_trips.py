@@ -184,7 +184,7 @@ def test_a_checkpoint_that_lacks_weights_is_not_resumed_from(make_trainer):
     again = make_trainer(num_train_epochs=2, load_best_model_at_end=False)
     before = {name: value.clone() for name, value in again.model.state_dict().items()}
     message = refusal(lambda: again.train(resume_from_checkpoint=path.rpartition("/")[0]))
-    assert "model.safetensors lacks `encoder." in message
+    assert "does not fit the model: it lacks `encoder." in message
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

@@ -246,3 +246,10 @@ def test_what_its_trainer_trained_loads_in_both(tmp_path):
     again = PicoModel.from_pretrained(tmp_path / "model").eval()
     expected = model.eval().score(*features(model))
     torch.testing.assert_close(again.score(*features(again)), expected, atol=1e-6, rtol=0)
+
+
+def test_a_model_that_scores_pooled_features_too_says_that_they_are_left_out(caplog):
+    PicoInputModule(tiny_refined(), tiny_processor())
+    assert not caplog.records
+    PicoInputModule(tiny_refined(pooled_share=0.25), tiny_processor())
+    assert "to 25 % the cosine of pooled features" in caplog.text

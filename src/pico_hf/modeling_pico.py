@@ -158,9 +158,9 @@ class PicoModel(PicoPreTrainedModel):
             encoder: A dual encoder of a supported or registered architecture.
             fallback_projection: True accepts any architecture with token features: new projections
                 follow its last hidden states and have to be trained before scores mean anything.
-            pooled_share: How much of the score the pooled features are, in [0, 1]. None: 1, so that
-                the model ranks just as the encoder does until something better is found on pairs;
-                0 with new projections.
+            pooled_share: How much of the score the encoder's own pooled features are, in [0, 1].
+                1 ranks just as the encoder does, until feedback on pairs finds something better;
+                None: 0, tokens alone.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ except ImportError as error:
         '`pip install "pico-hf[sentence-transformers]"`.'
     ) from error
 
+logger = logging.getLogger(__name__)
+
 
 class PicoInputModule(InputModule):
     """Images or texts to token embeddings; the first and only module of a `MultiVectorEncoder`.
@@ -43,6 +46,12 @@ class PicoInputModule(InputModule):
 
     def __init__(self, model: PicoModel, processor: Any) -> None:
         super().__init__()
+        if model.pooled_share > 0:
+            logger.warning(
+                "The model's own score is to %.0f %% the cosine of pooled features, which token "
+                "embeddings do not have: these compare tokens alone, and ranks may differ.",
+                100 * model.pooled_share,
+            )
         self.collate = PicoCollator(processor, config=model.config)
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
 

@@ -89,8 +89,6 @@ class ImageStore:
     def __len__(self) -> int:
         return len(self.records)
 
-    # ---- reading ---------------------------------------------------------------------------
-
     @property
     def dtype(self) -> str:
         """In which tokens are stored."""
@@ -107,8 +105,6 @@ class ImageStore:
             if row < start + len(shard.records):
                 return shard.image(row - start, record)
         raise IndexError(row)
-
-    # ---- changes ---------------------------------------------------------------------------
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -204,8 +200,6 @@ class ImageStore:
                 whole = path.suffix in (TENSORS, RECORDS)
                 if path.suffix == PARTIAL or (whole and path.stem not in named):
                     path.unlink()
-
-    # ---- memory ----------------------------------------------------------------------------
 
     def _read_shards(self, verify: bool) -> None:
         self.records: list[dict[str, Any]] = []
