@@ -80,6 +80,20 @@ def test_tokens_reproduce_the_pooled_features(name):
 
 
 @ALL
+@torch.no_grad()
+def test_every_kind_of_attention_gives_the_same_features(name):
+    model, inputs = wrapped(name).eval(), tiny_inputs(encoder=name)
+    before = model(**inputs)
+    model.encoder.set_attn_implementation("eager")
+    after = model(**inputs)
+    for side in ("image_features", "text_features"):
+        own, other = getattr(before, side), getattr(after, side)
+        torch.testing.assert_close(
+            other.features[other.mask], own.features[own.mask], atol=1e-5, rtol=1e-5
+        )
+
+
+@ALL
 def test_training_lowers_the_loss(name):
     model, inputs = wrapped(name).train(), tiny_inputs(encoder=name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -78,5 +78,8 @@ def causal_text_features(
         tokens = input_ids.shape[1]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=input_ids.device).tril()
         # A text alone has nothing to hide, and would be read in both directions.
-        attention_mask = causal & attention_mask.bool()[:, None, None, :]
+        seen = causal & attention_mask.bool()[:, None, None, :]
+        # As numbers: eager attention adds a mask, and would add True as 1.
+        least = torch.finfo(encoder.dtype).min
+        attention_mask = torch.zeros_like(seen, dtype=encoder.dtype).masked_fill(~seen, least)
     return encoder.get_text_features(input_ids=input_ids, attention_mask=attention_mask, **inputs)
