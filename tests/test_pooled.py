@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from pico_hf import PicoModel, PicoRetriever
+from pico_hf.core.alignment import align_columns
 from pico_hf.core.pooled_share import SHARES, choose_share
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.similarity import pooled_similarity, weighted_score
@@ -17,6 +18,7 @@ from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.table import encoder_spec
 from pico_hf.encoders.tokens import image_output, text_output
 from pico_hf.training.evaluation import evaluate_shares, split_scores
+from test_canonical import random_moments
 from tiny import BUILDERS, tiny_encoder, tiny_inputs, tiny_processor, tiny_refined, tiny_rows
 
 TEXTS = ("input_ids", "attention_mask")
@@ -176,6 +178,15 @@ def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
     module = prototypes(1.0)
     module.restart(3)
     assert module.score_share == 0.5
+
+
+def test_what_feedback_found_is_forgotten_when_a_run_starts_afresh():
+    module = prototypes()
+    align_columns(module, random_moments())
+    choose_share(module, lambda shares: [50.0 + 10 * (m == 0.5) for m in shares])
+    assert module.score_share > 0
+    module.restart(3)
+    assert module.score_share == 0.0
 
 
 def test_metrics_of_shares_are_those_of_models_with_that_share(make_trainer):

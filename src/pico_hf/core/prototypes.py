@@ -158,15 +158,16 @@ class StylePrototypes(nn.Module):
 
         Prototypes of two probe sets are not comparable, so they cannot be fused. The semantic
         probability of encoder columns stays until the next commit replaces it; canonical columns
-        become the encoder columns again, with uniform weights. Pooled vectors that were all of the
-        score become half of it.
+        become the encoder columns again, with uniform weights. Pooled vectors are no longer part of
+        the score, or at most half of it if that was set by hand.
         """
         for name in ("vision", "text"):
             shape = (self.num_prototypes, num_instances)
             setattr(self, name, getattr(self, name).new_zeros(shape))
+        # A share that feedback found is forgotten; of one that was set, tokens have to be a part.
+        self.pooled_share.clamp_(max=0.0 if int(self.iteration) > 0 else 0.5)
         for name in ("iteration", "log_total_gain", "performance", "has_performance"):
             getattr(self, name).zero_()
-        self.pooled_share.clamp_(max=0.5)  # else tokens would be no part of what is trained
         ask_again(self)
         if self.canonical:
             for basis in (self.image_basis, self.text_basis):
