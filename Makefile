@@ -4,7 +4,7 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 # Tests share the cores; a worker holds about 1 GB.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 EFFECT := outputs/effect-smoke
 KILLS := 30
@@ -14,7 +14,7 @@ MINUTES := 10
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
 	@echo "make test      the fast tests, about five minutes on two cores"
-	@echo "make test-slow the slow tests; make test-all: both"
+	@echo "make test-slow the slow tests; make test-all: these, and every architecture in every test"
 	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make effect-smoke  a miniature of the effect study on the embedded drawings, minutes"
 	@echo "make chaos     kills short runs at random, resumes them, compares the ends bit for bit"
@@ -28,10 +28,10 @@ demo: $(VENV)/.pico-demo
 	$(BIN)/python examples/run_pico.py
 
 test: $(VENV)/.pico-test
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
 
 test-slow: $(VENV)/.pico-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not exhaustive"
 
 test-all: $(VENV)/.pico-test
 	$(PYTEST)

@@ -19,7 +19,7 @@ from pico_hf.encoders.check import check_encoder
 from pico_hf.encoders.spec import EncoderSpec
 from pico_hf.encoders.table import ENCODERS, architecture
 from pico_hf.encoders.tokens import image_hidden_states, prefix_length, text_hidden_states
-from tiny import BUILDERS, naflex_images, tiny_encoder, tiny_inputs
+from tiny import BUILDERS, every, naflex_images, tiny_encoder, tiny_inputs
 
 ALL = pytest.mark.parametrize("name", list(BUILDERS))
 TEXTS = ("input_ids", "attention_mask")
@@ -130,7 +130,7 @@ def test_a_resumed_run_on_cached_features_is_the_unbroken_one(name, make_trainer
 
 
 @pytest.mark.slow
-@ALL
+@pytest.mark.parametrize("name", every(list(BUILDERS)))
 def test_a_resumed_run_is_the_unbroken_one(name, make_trainer):
     knobs = {"images": 16, "dev": 10, "num_train_epochs": 2, "load_best_model_at_end": False}
     unbroken = make_trainer(name, **knobs)

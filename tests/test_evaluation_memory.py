@@ -37,7 +37,7 @@ class Model:
     device, training = torch.device("cpu"), False
     def train(self, mode=True): pass
     def eval(self): pass
-    def score(self, images, texts, weights):
+    def score(self, images, texts, weights, pooled_share):
         return similarity(images, texts, weights)
 
 def encode(model, batch):

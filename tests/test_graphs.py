@@ -20,7 +20,7 @@ from pico_hf.graphs.programs import Programs, export_programs, plain_attention
 from pico_hf.graphs.scores import late_interaction, score
 from reference import similarity_loop
 from test_import_order import imported
-from tiny import tiny_encoder, tiny_inputs, tiny_processor
+from tiny import every, tiny_encoder, tiny_inputs, tiny_processor
 from tiny_encoders import BUILDERS, one_layer
 
 FAST = ["clip", "siglip", "vit+bert"]
@@ -86,7 +86,7 @@ def assert_same(model: PicoModel, name: str, image, text) -> None:
 
 
 def slow(names: list[str]) -> list:
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return every(names, pytest.mark.slow)
 
 
 # The fast ones of others are checked where ONNX files are made of them.

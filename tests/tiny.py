@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
+import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -18,6 +21,21 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from tiny_encoders import BUILDERS
 
 WORDS = ["red", "green", "blue", "white", "big", "small", "square", "disc", "a", "on"]
+
+
+# One architecture per way to pool, to mask and to attend; the others vary these.
+DISTINCT = (
+    *("clip", "siglip", "siglip2", "aimv2", "blip", "blip-2-itm", "align", "flava", "groupvit"),
+    *("tipsv2", "vit+bert", "swin+roberta", "dinov2-registers+bert"),
+)
+
+
+def every(names: list[str], *marks: Any) -> list:
+    """Architectures as parameters; those that only vary others are for `make test-all`."""
+    return [
+        pytest.param(name, marks=[*marks, *([] if name in DISTINCT else [pytest.mark.exhaustive])])
+        for name in names
+    ]
 
 
 def tiny_clip() -> CLIPModel:
