@@ -17,7 +17,7 @@ from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.table import encoder_spec
 from pico_hf.encoders.tokens import image_output, text_output
-from pico_hf.training.evaluation import evaluate_shares, split_scores
+from pico_hf.training.evaluation import share_metrics, split_scores
 from test_canonical import random_moments
 from tiny import BUILDERS, tiny_encoder, tiny_inputs, tiny_processor, tiny_refined, tiny_rows
 
@@ -147,7 +147,7 @@ def prototypes(share: float = 0.0) -> StylePrototypes:
 
 def test_the_share_that_brings_most_is_found():
     module = prototypes()
-    reports = choose_share(module, lambda shares: [100 - 60 * abs(m - 0.5) for m in shares])
+    reports = choose_share(module, lambda m: 100 - 60 * abs(m - 0.5))
     assert module.score_share == pytest.approx(0.5, abs=0.17)
     assert [report.source for report in reports] == ["pooled"] * len(SHARES)
     best = max(reports, key=lambda report: report.gain)
@@ -157,21 +157,41 @@ def test_the_share_that_brings_most_is_found():
 
 def test_of_two_ways_that_are_good_and_far_apart_the_better_one_is_taken():
     module = prototypes()
-    choose_share(module, lambda shares: [90.0 if m == 1.0 else 80.0 * (m == 0.0) for m in shares])
+    choose_share(module, lambda m: 90.0 if m == 1.0 else 80.0 * (m == 0.0))
     assert module.score_share == 1.0
 
 
 @pytest.mark.parametrize("own", [0.0, 0.4, 1.0])
 def test_a_share_that_nothing_beats_stays(own):
     module = prototypes(own)
-    choose_share(module, lambda shares: [100.0 if m == own else 50.0 for m in shares])
+    choose_share(module, lambda m: 100.0 if m == own else 50.0)
     assert module.score_share == pytest.approx(own)
 
 
 def test_shares_that_give_no_number_are_left_out():
     module = prototypes(0.2)
-    choose_share(module, lambda shares: [100.0 if m < 0.5 else float("nan") for m in shares])
+    choose_share(module, lambda m: 100.0 if m < 0.5 else float("nan"))
     assert module.score_share < 0.5
+
+
+def test_a_share_stays_where_its_own_score_is_no_number():
+    module = prototypes(0.2)
+    reports = choose_share(module, lambda m: 100.0 if m == 1.0 else float("nan"))
+    assert module.score_share == pytest.approx(0.2)
+    assert {(report.gain, report.fused_weight) for report in reports} == {(0.0, 0.0)}
+
+
+def test_pooled_features_that_are_no_numbers_leave_the_share_as_it_is(make_trainer, monkeypatch):
+    trainer = make_trainer(estimator="canonical")
+    score = type(trainer.pico_model).score
+
+    def broken(self, images, texts, weights=None, share=None):
+        scores = score(self, images, texts, weights, share)
+        return scores * float("nan") if share == 1.0 else scores
+
+    monkeypatch.setattr(type(trainer.pico_model), "score", broken)
+    trainer.construct_prototypes()
+    assert trainer.pico_model.pooled_share == 0.0
 
 
 def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
@@ -183,7 +203,7 @@ def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
 def test_what_feedback_found_is_forgotten_when_a_run_starts_afresh():
     module = prototypes()
     align_columns(module, random_moments())
-    choose_share(module, lambda shares: [50.0 + 10 * (m == 0.5) for m in shares])
+    choose_share(module, lambda m: 50.0 + 10 * (m == 0.5))
     assert module.score_share > 0
     module.restart(3)
     assert module.score_share == 0.0
@@ -192,8 +212,8 @@ def test_what_feedback_found_is_forgotten_when_a_run_starts_afresh():
 def test_metrics_of_shares_are_those_of_models_with_that_share(make_trainer):
     trainer = make_trainer()
     model, split = trainer.pico_model, trainer.split_encoder.split(trainer.eval_dataset)
-    found = evaluate_shares(model, split, [0.0, 0.3, 1.0])
-    for share, metrics in zip([0.0, 0.3, 1.0], found, strict=True):
+    metrics = share_metrics(model, split)
+    for share in (0.0, 0.3, 1.0):
         model.prototypes.share_score(share)
         evaluated = trainer.evaluate()
-        assert evaluated["eval_rsum"] == pytest.approx(metrics["rsum"])
+        assert evaluated["eval_rsum"] == pytest.approx(metrics(share)["rsum"])

@@ -61,7 +61,14 @@ def align_columns(
         gains.append(_gain(forms[-1], trial, before))
     if not forms:
         raise ValueError("`candidates` must hold at least one, got none.")
-    fused, shares, log_total = _fuse_finite(prototypes, forms, gains, fusion)
+    if left_out := sum(not math.isfinite(gain) for gain in gains):
+        logger.warning(
+            "%d of %d candidates for canonical columns gave NaN or infinity and were left out.",
+            left_out,
+            len(gains),
+        )
+    temperature = prototypes.feedback_temperature
+    fused, shares, log_total = fuse_forms(forms, gains, fusion, temperature=temperature)
     loss = -_gain(fused, trial, before) if any(shares) else 0.0
     if not loss <= 0:  # NaN is no better either
         logger.warning(
@@ -88,29 +95,6 @@ def _gain(form: Tensor, trial: Callable[[Tensor], float] | None, before: float) 
         return math.nan
     gain = trial(form) - before if trial else 0.0
     return gain if math.isfinite(gain) else math.nan
-
-
-def _fuse_finite(
-    prototypes: StylePrototypes, forms: list[Tensor], gains: list[float], fusion: FusionRule
-) -> tuple[Tensor, list[float], float]:
-    """`fuse_forms` of the candidates whose gain is a number; the others have a share of 0."""
-    told = [number for number, gain in enumerate(gains) if math.isfinite(gain)]
-    if len(told) < len(gains):
-        logger.warning(
-            "%d of %d candidates for canonical columns gave NaN or infinity and were left out.",
-            len(gains) - len(told),
-            len(gains),
-        )
-    if not told:
-        return torch.eye(len(forms[0]), dtype=forms[0].dtype), [0.0] * len(gains), 0.0
-    fused, some, log_total = fuse_forms(
-        [forms[number] for number in told],
-        [gains[number] for number in told],
-        fusion,
-        temperature=prototypes.feedback_temperature,
-    )
-    shares = dict(zip(told, some, strict=True))
-    return fused, [shares.get(number, 0.0) for number in range(len(gains))], log_total
 
 
 def _identity(prototypes: StylePrototypes, moments: PairMoments) -> Tensor:

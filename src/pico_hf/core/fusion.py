@@ -71,22 +71,23 @@ def fuse_forms(
 
     Args:
         forms: B_n, at least one.
-        gains: Δ_n, in rSum points, one per form.
+        gains: Δ_n, in rSum points, one per form. A form whose gain is no finite number is left out.
         fusion: From Δ_n to the share of form n.
         temperature: τ, in rSum points, > 0.
         start: What is there; None: the identity.
 
     Returns:
-        (the fused form, η_n of every form, log G after the last one).
+        (the fused form, η_n of every form, 0 if it was left out, log G after the last one).
 
     Example:
         >>> fuse_forms([3 * torch.eye(1)], [0.0])[0].tolist()  # as much of it as of the identity
         [[2.0]]
     """
     fused = torch.eye(len(forms[0]), dtype=forms[0].dtype) if start is None else start
-    shares, log_total = [], 0.0  # log g(0)
-    for number, (form, gain) in enumerate(zip(forms, gains, strict=True), start=2):
-        share, log_total = fusion(FusionState(number, gain, log_total, temperature))
-        fused = fused.lerp(form, share)
-        shares.append(share)
+    shares, log_total = [0.0] * len(gains), 0.0  # log g(0)
+    told = [place for place, gain in enumerate(gains) if math.isfinite(gain)]
+    for number, place in enumerate(told, start=2):
+        state = FusionState(number, gains[place], log_total, temperature)
+        shares[place], log_total = fusion(state)
+        fused = fused.lerp(forms[place], shares[place])
     return fused, shares, log_total

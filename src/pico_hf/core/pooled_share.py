@@ -22,7 +22,7 @@ SHARES = (0.0, 0.2, 1 / 3, 0.5, 2 / 3, 0.8, 1.0)
 @torch.no_grad()
 def choose_share(
     prototypes: StylePrototypes,
-    trial: Callable[[Sequence[float]], Sequence[float]],
+    trial: Callable[[float], float],
     shares: Sequence[float] = SHARES,
     *,
     fusion: FusionRule = normalised_gain,
@@ -35,31 +35,33 @@ def choose_share(
 
     Args:
         prototypes: Changed at the end; unless something scores better, the share stays.
-        trial: From shares to the dev-split rSum with each.
+        trial: From a share to the dev-split rSum with it.
         shares: Tried, in [0, 1].
         fusion: From Δ_n to the part that share n has in the result.
 
     Returns:
-        What every share brought.
+        What every share brought; 0 of one that gave no finite number, which is left out.
     """
     own = prototypes.score_share
-    before, *tried = trial([own, *shares])
-    finite = [(m, value) for m, value in zip(shares, tried, strict=True) if math.isfinite(value)]
-    if not finite or not math.isfinite(before):
-        logger.warning("Shares of the pooled vectors gave NaN or infinity: the share stays.")
-        return []
-    gains = [value - before for _, value in finite]
+    found = {share: trial(share) for share in dict.fromkeys((own, *shares))}
+    gains = [found[share] - found[own] for share in shares]
     fused, parts, _ = fuse_forms(
-        [torch.tensor([[m]], dtype=torch.float64) for m, _ in finite],
+        [torch.tensor([[share]], dtype=torch.float64) for share in shares],
         gains,
         fusion,
         temperature=prototypes.feedback_temperature,
         start=torch.tensor([[own]], dtype=torch.float64),
     )
-    found = {float(fused): trial([float(fused)])[0], **dict(finite), own: before}
-    prototypes.share_score(max(found, key=lambda share: (found[share], share == own)))
+    found[float(fused)] = trial(float(fused))
+    told = {share: rsum for share, rsum in found.items() if math.isfinite(rsum)}
+    if len(told) < len(found):
+        logger.warning("Some shares of the pooled vectors gave NaN or infinity and were left out.")
+    if own in told:
+        prototypes.share_score(max(told, key=lambda share: (told[share], share == own)))
     probability = prototypes.semantic_probability
     return [
-        Refinement(number, gain, part, probability.clone(), "pooled")
+        Refinement(
+            number, gain if math.isfinite(gain) else 0.0, part, probability.clone(), "pooled"
+        )
         for number, (gain, part) in enumerate(zip(gains, parts, strict=True), start=1)
     ]

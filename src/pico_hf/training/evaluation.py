@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,28 +30,29 @@ def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> 
     return evaluate_retrieval(model, split, columns=canonical_columns(form))
 
 
-def evaluate_shares(
-    model: PreTrainedModel,
-    split: EncodedSplit,
-    shares: Sequence[float],
-    columns: CanonicalColumns | None = None,
-) -> list[dict[str, float]]:
-    """Metrics of a split for several shares of the pooled vectors; tokens are scored once.
+def share_metrics(
+    model: PreTrainedModel, split: EncodedSplit, columns: CanonicalColumns | None = None
+) -> Callable[[float], dict[str, float]]:
+    """Scores tokens and pooled vectors of a split once, for any share of the latter.
 
     Args:
         model: Scores, with its own column weights.
         split: From [`SplitEncoder.split`].
-        shares: m, each in [0, 1].
         columns: See `evaluate_retrieval`.
+
+    Returns:
+        From m in [0, 1] to the metrics that `evaluate_retrieval` gives with it.
     """
-    pairs = [
-        list(gallery_scores(model, split, columns=columns, pooled_share=float(share)))
-        for share in (0, 1)
-    ]
-    return [
-        mean_metrics([one.mixed(other, share).metrics() for one, other in zip(*pairs, strict=True)])
-        for share in shares
-    ]
+    tokens, pooled = (
+        list(gallery_scores(model, split, columns=columns, pooled_share=share))
+        for share in (0.0, 1.0)
+    )
+
+    def metrics(share: float) -> dict[str, float]:
+        pairs = zip(tokens, pooled, strict=True)
+        return mean_metrics([one.mixed(other, share).metrics() for one, other in pairs])
+
+    return metrics
 
 
 def evaluate_retrieval(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,7 +28,7 @@ from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.dev_split import dev_metric, first_split
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval, evaluate_shares
+from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval, share_metrics
 from pico_hf.training_args import PicoTrainingArguments
 
 TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
@@ -147,12 +147,10 @@ class Feedback:
     def _choose_share(self, dev: EncodedSplit) -> list[Refinement]:
         """How much the pooled vectors count, in the columns that the prototypes have now."""
         prototypes = live_module(self.model.prototypes)
-
-        def trial(shares: Sequence[float]) -> list[float]:
-            ranked = evaluate_shares(self.model, dev, shares, prototypes.columns)
-            return [metrics["rsum"] for metrics in ranked]
-
-        return choose_share(prototypes, trial, fusion=self.fusion)
+        metrics = share_metrics(self.model, dev, prototypes.columns)
+        return choose_share(
+            prototypes, lambda share: _rsum(lambda: metrics(share)), fusion=self.fusion
+        )
 
     def probe_statistics(self) -> ColumnStatistics:
         """Column statistics of the probe set: a fixed part of the training pairs in fixed order."""
