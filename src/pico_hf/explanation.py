@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pico_hf.cards.heat_maps import Block, draw_blocks, save_figure
 from pico_hf.core.attribution import Attribution, attribute
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.data.collator import PicoCollator
 from pico_hf.encoders.grid import patch_grid
-from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.encoding import encode_batch
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,10 @@ def explain(model: PicoModel, processor: Any, image: Any, caption: str) -> Expla
         processor, config=model.config, image_column="image", caption_column="caption"
     )
     batch = collate([{"image": image, "caption": caption}])
-    training = model.training
-    model.eval()
-    try:
-        patches = model.encode_images(**image_inputs(batch, model.device))
-        words = model.encode_texts(**text_inputs(batch, model.device))
-    finally:
-        model.train(training)
+    with evaluation_mode(model):
+        patches, words = encode_batch(model, batch)
+    assert patches is not None
+    assert words is not None
     weights = model.column_weights
     grid = patch_grid(model.encoder, batch, int(patches.mask.sum()))
     return Explanation(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.encoders.check import dummy_batch
 from pico_hf.encoders.projection_modules import projection_modules
 from pico_hf.encoders.tokens import image_hidden_states, text_hidden_states
@@ -85,7 +86,7 @@ def tower_linears(model: PicoModel) -> list[str]:
     Returns:
         Dotted paths inside the model, in the order of its modules.
     """
-    encoder, training = model.encoder, model.training
+    encoder = model.encoder
     heads = tuple(f"{path}." for path in projection_modules(encoder))
     linears = {
         name: module
@@ -94,11 +95,10 @@ def tower_linears(model: PicoModel) -> list[str]:
     }
     probes = {name: torch.zeros((), requires_grad=True) for name in linears}
     hooks = [module.register_forward_hook(_adds(probes[name])) for name, module in linears.items()]
-    model.eval()
     try:
-        reached = _reached(encoder, probes)
+        with evaluation_mode(model):
+            reached = _reached(encoder, probes)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return [f"encoder.{name}" for name in linears if name in reached]

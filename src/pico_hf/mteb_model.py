@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.collator import PicoCollator
-from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.encoding import encode_batch
 from pico_hf.training.evaluation import packed_scores
 
 try:
@@ -185,13 +186,10 @@ class PicoMteb:
     def _tokens(
         self, batches: Iterable[dict[str, Any]], options: dict[str, Any]
     ) -> Iterator[TokenFeatures]:
-        training, silent = self.model.training, not options.get("show_progress_bar", True)
-        self.model.eval()
-        try:
+        silent = not options.get("show_progress_bar", True)
+        with evaluation_mode(self.model):
             for batch in tqdm(batches, desc="Encoding", disable=silent):
                 yield self._encoded(batch)
-        finally:
-            self.model.train(training)
 
     def _encoded(self, batch: dict[str, Any]) -> TokenFeatures:
         kinds = sorted({"text", "image"} & batch.keys())
@@ -202,9 +200,8 @@ class PicoMteb:
             )
         column = "image" if kinds == ["image"] else "caption"
         inputs = self.collate([{column: value} for value in batch[kinds[0]]])
-        if kinds == ["image"]:
-            return self.model.encode_images(**image_inputs(inputs, self.model.device))
-        return self.model.encode_texts(**text_inputs(inputs, self.model.device))
+        images, texts = encode_batch(self.model, inputs)
+        return texts if images is None else images
 
 
 def _loader(

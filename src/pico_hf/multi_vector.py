@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from pico_hf.data.collator import PicoCollator
-from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.pipelines import fetched_image
+from pico_hf.training.encoding import encode_batch
 
 try:
     from sentence_transformers import MultiVectorEncoder
@@ -100,11 +100,9 @@ class PicoInputModule(InputModule):
             features: From `preprocess`.
             task: `"query"` multiplies by the column weights.
         """
-        images = image_inputs(features, self.model.device)
-        if images:
-            tokens = self.model.encode_images(**images)
-        else:
-            tokens = self.model.encode_texts(**text_inputs(features, self.model.device))
+        images, texts = encode_batch(self.model, features)
+        tokens = texts if images is None else images
+        assert tokens is not None  # as `preprocess` made them
         if task == "query":
             tokens = tokens.fold(self.model.column_weights)
         return {**features, "token_embeddings": tokens.features, "attention_mask": tokens.mask}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.encoders.projection import apply_steps
 from pico_hf.encoders.projection_modules import projection_parameters
 from pico_hf.encoders.spec import Step, TokenMap, tower_config
@@ -36,15 +37,11 @@ def check_encoder(encoder: PreTrainedModel) -> None:
     """
     spec = table_row(encoder)
     _check_modules(encoder, (*spec.image.steps, *spec.text.steps))
-    training = encoder.training
-    encoder.eval()
-    try:
+    with evaluation_mode(encoder):
         images = image_output(encoder, **_dummy_images(encoder, spec.image))
         _check_side(encoder, "image", spec.image, images)
         texts = text_output(encoder, **_dummy_texts(encoder, spec.text))
         _check_side(encoder, "text", spec.text, texts)
-    finally:
-        encoder.train(training)
 
 
 @torch.no_grad()
@@ -60,13 +57,10 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
                 f"`encoder` must have `{method}` to be wrapped with learned projections, which "
                 f"{type(encoder).__name__} has not. Describe it with `pico_hf.register_encoder`."
             )
-    blank, training = TokenMap(()), encoder.training
-    encoder.eval()
-    try:
+    blank = TokenMap(())
+    with evaluation_mode(encoder):
         images = encoder.get_image_features(**_dummy_images(encoder, blank))
         texts = encoder.get_text_features(**_dummy_texts(encoder, blank))
-    finally:
-        encoder.train(training)
     image = last_hidden_state(images, encoder, "image").shape[-1]
     text = last_hidden_state(texts, encoder, "text").shape[-1]
     return [image, text, min(image, text)]

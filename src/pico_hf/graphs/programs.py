@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from transformers import PreTrainedConfig
 
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.encoders.text_lengths import text_lengths
 from pico_hf.graphs.modules import ImageGraph, TextGraph, check_graphable, example_inputs
 
@@ -68,13 +69,8 @@ def evaluating(model: Any) -> Iterator[None]:
     Args:
         model: A [`PicoModel`].
     """
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+    with evaluation_mode(model), torch.no_grad():
+        yield
 
 
 @contextmanager

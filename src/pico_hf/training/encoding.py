@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pico_hf.core.canonical import PairMoments
 from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.core.modes import evaluation_mode
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.processes import ALONE, Processes
@@ -127,13 +128,9 @@ class SplitEncoder:
             generator=torch.Generator(),  # the default one belongs to the training run
         )
         hidden = self.disable_tqdm or not self.processes.first
-        training = self.model.training
-        self.model.eval()
-        try:
+        with evaluation_mode(self.model):
             for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
                 yield encode(self.model, batch)
-        finally:
-            self.model.train(training)
 
 
 def _moved(sides: Encoded, device: torch.device | str) -> Encoded:
