@@ -88,8 +88,7 @@ class PicoMteb:
         root = self.model.column_weights.sqrt()
         vectors = []
         for tokens in self._tokens(inputs, options):
-            real = tokens.fold(root).features * tokens.mask.unsqueeze(-1)
-            vectors.append(nn.functional.normalize(real.sum(dim=1), dim=-1).cpu())
+            vectors.append(nn.functional.normalize(tokens.fold(root).mean(), dim=-1).cpu())
         return torch.cat(vectors)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:

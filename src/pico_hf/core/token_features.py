@@ -91,6 +91,19 @@ class TokenFeatures:
         pooled = None if self.pooled is None else self.pooled @ matrix.to(self.pooled)
         return TokenFeatures(self.features @ matrix.to(self.features), self.mask, pooled)
 
+    def mean(self) -> Float[Tensor, "n D"]:
+        """Return the mean of the real tokens of every item in fp32 (fp64 stays); zeros without any.
+
+        Example:
+            >>> features = torch.tensor([[[1.0], [3.0], [torch.nan]]])
+            >>> TokenFeatures(features, torch.tensor([[True, True, False]])).mean().tolist()
+            [[2.0]]
+        """
+        kind = torch.promote_types(self.features.dtype, torch.float32)
+        real = self.features.to(kind).masked_fill(~self.mask.unsqueeze(-1), 0.0)
+        count = self.mask.sum(dim=1, keepdim=True).clamp_min(1)
+        return real.sum(dim=1) / count.to(real.dtype)
+
     @staticmethod
     def concatenate(parts: Sequence[TokenFeatures]) -> TokenFeatures:
         """Join batches, padding the shorter ones with masked zeros to the longest.

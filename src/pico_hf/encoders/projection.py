@@ -83,9 +83,7 @@ def project_pooled(
         whole = _without_padding(row, hidden.mask)
         seen = (hidden.features,) if whole else (hidden.features, hidden.mask)
         return apply_steps(encoder, row.steps[1:], head(*seen).unsqueeze(1)).squeeze(1)
-    count = hidden.mask.sum(dim=1, keepdim=True).clamp_min(1)
-    real = hidden.features * hidden.mask.unsqueeze(-1)
-    mean = real.sum(dim=1, keepdim=True) / count.unsqueeze(-1).to(real.dtype)
+    mean = hidden.mean().to(hidden.features).unsqueeze(1)
     return apply_steps(encoder, row.steps, mean).squeeze(1)
 
 

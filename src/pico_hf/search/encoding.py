@@ -15,7 +15,7 @@ from pico_hf.core.compression import merge_tokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.images import as_rgb
 from pico_hf.search.fingerprint import image_side_fingerprint
-from pico_hf.search.ranking import Queries, pooled_tokens
+from pico_hf.search.ranking import Queries
 from pico_hf.search.shards import ImageVectors
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class IndexEncoder:
         tokens = [own[mask].float() for own, mask in zip(merged.features, merged.mask, strict=True)]
         pooled = features.pooled
         summaries = [None] * len(tokens) if pooled is None else list(pooled.float())
-        parts = zip(pooled_tokens(features), tokens, summaries, strict=True)
+        parts = zip(features.mean(), tokens, summaries, strict=True)
         return [ImageVectors(*one) for one in parts]
 
     @torch.no_grad()

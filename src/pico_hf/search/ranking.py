@@ -37,12 +37,6 @@ class Queries:
         return len(self.tokens)
 
 
-def pooled_tokens(tokens: TokenFeatures) -> Tensor:
-    """(items, D) mean of the real tokens of each item."""
-    mask = tokens.mask.unsqueeze(2)
-    return (tokens.features.float() * mask).sum(dim=1) / mask.sum(dim=1)
-
-
 def exact_scores(store: ImageStore, rows: Tensor, queries: TokenFeatures) -> Tensor:
     """(rows, queries) S of some images and folded queries, see `similarity`."""
     scores = torch.empty(len(rows), len(queries))
@@ -86,7 +80,7 @@ def best_rows(
         scores = _mixed(exact_scores(store, rows, queries.tokens), cosines, queries.share).t()
         return [_best(own, rows, top_k) for own in scores]
     # S is about twice the product of the means.
-    means = 2 * store.vectors.pooled_scores(pooled_tokens(queries.tokens))[rows]
+    means = 2 * store.vectors.pooled_scores(queries.tokens.mean())[rows]
     first = _mixed(means, cosines, queries.share)
     found = []
     for number in range(len(queries)):
