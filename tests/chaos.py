@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments, load_image_text
 from pico_hf.training import checkpoints, resumable
 from tiny import tiny_encoder, tiny_processor
+from tiny_trainer import TINY_RUN
 
 TESTS = Path(__file__).resolve().parent
 DRAWINGS = TESTS.parent / "examples" / "data" / "emoji-styles"
@@ -101,16 +102,7 @@ def build(folder: Path, estimator: str) -> PicoTrainer:
     model = PicoModel.from_encoder(
         tiny_encoder(), num_prototypes=3, probe_size=16, estimator=estimator
     )
-    args = {
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        **RUNS[estimator],
-    }
+    args = {"num_train_epochs": 3, **TINY_RUN, **RUNS[estimator]}
     args = PicoTrainingArguments(output_dir=str(folder), **args)
     return PicoTrainer(model, args, train, dev, processing_class=tiny_processor())
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tiny import tiny_encoder, tiny_processor, tiny_rows
+from tiny_trainer import TINY_RUN
 
 if TYPE_CHECKING:
     from pico_hf.data.dataset import ImageTextDataset
@@ -44,16 +45,7 @@ def make_trainer(tmp_path: Path):
     ):
         from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
 
-        args = {
-            "num_train_epochs": 3,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_total_limit": 5,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "report_to": "none",
-        }
+        args = {"num_train_epochs": 3, "save_total_limit": 5, **TINY_RUN}
         torch.manual_seed(0)
         model = model or PicoModel.from_encoder(
             tiny_encoder(encoder),

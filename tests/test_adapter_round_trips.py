@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import saved_files
 from pico_hf import PicoModel, load_adapter_model, pico_lora_config, save_adapter
-from tiny import refine, tiny_encoder, tiny_inputs
+from saved_files import edit_json, edit_tensors, outcome
+from tiny import refine_on_tiny_inputs, tiny_encoder, tiny_inputs
 
 peft = pytest.importorskip("peft")
 
@@ -62,11 +64,7 @@ def base_encoder(folder) -> str:
 def pico(path: str, refined: bool = True):
     model = PicoModel.from_pretrained(path, num_prototypes=3, probe_size=3)
     if refined:
-        inputs = tiny_inputs()
-        with torch.no_grad():
-            images = model.encode_images(inputs["pixel_values"])
-            texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
-        refine(model, images, texts)
+        refine_on_tiny_inputs(model)
     return model
 
 
@@ -204,31 +202,12 @@ def folder(tmp_path):
     return tmp_path / "adapter"
 
 
-def edit(file, **changes) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def edit_tensors(file, **changes) -> None:
-    save_file({**load_file(file), **changes}, file, metadata={"format": "pt"})
-
-
 def refusal(action) -> str:
-    """The message of an action that must fail soon; one line is demanded of it."""
+    """As that of other files; it must come soon."""
     start = time.monotonic()
-    with pytest.raises((ValueError, OSError)) as caught:
-        action()
+    message = saved_files.refusal(action)
     assert time.monotonic() - start < 20
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def outcome(action) -> str:
-    """The message of an action that may fail, if it does."""
-    try:
-        action()
-    except (ValueError, OSError) as error:
-        return str(error)
-    return ""
+    return message
 
 
 EVIL = "(.*a|.*_|.*e)*!"
@@ -270,7 +249,7 @@ def test_a_field_of_any_type_is_read_or_refused_in_one_line(field, folder):
     file = folder / "adapter_config.json"
     whole = file.read_text()
     for value in WRONG_TYPES:
-        edit(file, **{field: value})
+        edit_json(file, **{field: value})
         message = outcome(lambda: load_adapter_model(folder))
         assert "\n" not in message
         assert len(message) < 700
@@ -290,16 +269,18 @@ def test_a_field_of_any_type_is_read_or_refused_in_one_line(field, folder):
     ],
 )
 def test_patterns_of_a_stranger_are_not_matched(folder, changes):
-    edit(folder / "adapter_config.json", **changes)
+    edit_json(folder / "adapter_config.json", **changes)
     assert "module names" in refusal(lambda: PicoModel.from_pretrained(folder))
 
 
 def test_a_rank_that_no_matrix_has_is_never_allocated(folder):
     file = folder / "adapter_config.json"
-    edit(file, r=10**9)
+    edit_json(file, r=10**9)
     assert "must have the rank 1000000000" in refusal(lambda: load_adapter_model(folder))
     names = json.loads(file.read_text())["target_modules"]
-    edit(file, rank_pattern=dict.fromkeys(names, 2), target_modules=[*names, "token_embedding"])
+    edit_json(
+        file, rank_pattern=dict.fromkeys(names, 2), target_modules=[*names, "token_embedding"]
+    )
     assert "the file lacks" in refusal(lambda: load_adapter_model(folder))
 
 
@@ -326,13 +307,13 @@ def test_prototypes_of_an_earlier_save_are_refused_naming_both_files(folder):
 
 
 def test_an_adapter_that_is_its_own_base_is_refused(folder):
-    edit(folder / "adapter_config.json", base_model_name_or_path=str(folder))
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(folder))
     assert "names itself as its base" in refusal(lambda: PicoModel.from_pretrained(folder))
     other = folder.parent / "other"
     other.mkdir()
     for path in folder.iterdir():
         (other / path.name).write_bytes(path.read_bytes())
-    edit(folder / "adapter_config.json", base_model_name_or_path=str(other))
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(other))
     assert "names itself as its base" in refusal(lambda: PicoModel.from_pretrained(folder))
 
 
@@ -341,7 +322,7 @@ def test_a_live_model_stays_as_it_was_if_an_adapter_does_not_fit(folder):
     lost = [name for name in load_file(file) if "layers.0.self_attn.q_proj" in name]
     rest = {name: value for name, value in load_file(file).items() if name not in lost}
     save_file(rest, file)
-    edit(folder / "adapter_config.json", init_lora_weights="pissa")
+    edit_json(folder / "adapter_config.json", init_lora_weights="pissa")
     live = PicoModel.from_encoder(tiny_encoder(), num_prototypes=2, probe_size=4)
     before = {name: value.clone() for name, value in live.state_dict().items()}
     knobs = live.config.to_dict()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pico_hf import PicoModel, PicoPrototypes
+from saved_files import edit_json, edit_tensors, refusal
 from tiny import tiny_encoder, tiny_inputs, tiny_refined
 
 
@@ -26,27 +27,11 @@ class MustNotRun:
         return pytest.fail, ("a pickle file was opened",)
 
 
-def refusal(error, action) -> str:
-    """The message of an action that must fail; one line is demanded of each."""
-    with pytest.raises(error) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(path, **changes):
-    save_file({**load_file(path), **changes}, path, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize("kept", [4, 100, -10])
 def test_weights_cut_short_are_refused(folder, kept):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert "model.safetensors is not a whole safetensors file" in message
     assert "again" in message
 
@@ -58,20 +43,20 @@ def test_nan_in_the_weights_is_refused_by_name(folder, plain):
         tiny_encoder().save_pretrained(folder)
         name = name.removeprefix("encoder.")
     edit_tensors(path, **{name: torch.full((16, 32), torch.nan)})
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert f"`{name}` in model.safetensors contains NaN" in message
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (3, 4)])
 def test_prototypes_of_another_shape_inside_a_model_are_refused(folder, shape):
     edit_tensors(folder / "model.safetensors", **{"prototypes.vision": torch.zeros(shape)})
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert "`prototypes.vision`" in message
     assert str(shape) in message
 
 
 def test_canonical_columns_are_not_read_as_the_encoders_own(folder):
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder, estimator="paper"))
+    message = refusal(lambda: PicoModel.from_pretrained(folder, estimator="paper"), ValueError)
     assert "`estimator` is 'paper', but the weights were saved with 'canonical'" in message
 
 
@@ -85,12 +70,12 @@ def test_a_model_without_a_basis_starts_from_the_encoders_own_columns(tmp_path):
 def test_a_folder_with_pickled_weights_only_is_refused_unopened(folder):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(MustNotRun()))
-    message = refusal(OSError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), OSError)
     assert "no model.safetensors" in message
     assert "pytorch_model.bin" in message
     for path in (folder, tiny_encoder().save_pretrained(folder) or folder):
         asked = refusal(
-            ValueError, lambda path=path: PicoModel.from_pretrained(path, use_safetensors=False)
+            lambda path=path: PicoModel.from_pretrained(path, use_safetensors=False), ValueError
         )
         assert "`use_safetensors` must not be False" in asked
 
@@ -101,14 +86,14 @@ def test_a_damaged_tower_is_refused(tmp_path, side):
     pair.vision_model.save_pretrained(folders["vision"])
     pair.text_model.save_pretrained(folders["text"])
     (folders[side] / "model.safetensors").rename(folders[side] / "pytorch_model.bin")
-    message = refusal(OSError, lambda: PicoModel.from_vision_text_pretrained(**folders))
+    message = refusal(lambda: PicoModel.from_vision_text_pretrained(**folders), OSError)
     assert f"{side}' has no model.safetensors" in message
 
 
 def test_pickled_prototypes_are_refused_unopened(folder):
     (folder / "prototypes.safetensors").unlink()
     (folder / "prototypes.pt").write_bytes(pickle.dumps(MustNotRun()))
-    message = refusal(OSError, lambda: PicoPrototypes.from_pretrained(folder))
+    message = refusal(lambda: PicoPrototypes.from_pretrained(folder), OSError)
     assert "no prototypes.safetensors" in message
     assert "prototypes.pt" in message
 
@@ -117,20 +102,20 @@ def test_pickled_prototypes_are_refused_unopened(folder):
 def test_an_unknown_model_type_is_refused_by_name(folder, unknown):
     edit_json(folder / "config.json", model_type=unknown)
     assert f"model_type {unknown!r}" in refusal(
-        ValueError, lambda: PicoModel.from_pretrained(folder)
+        lambda: PicoModel.from_pretrained(folder), ValueError
     )
 
 
 def test_an_unknown_encoder_inside_a_model_is_refused_by_name(folder):
     edit_json(folder / "config.json", encoder_config={"model_type": "no_such_model"})
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert "`encoder_config` has model_type 'no_such_model'" in message
 
 
 def test_code_in_a_repository_is_not_run_unless_the_user_says_so(folder):
     edit_json(folder / "config.json", model_type="x", auto_map={"AutoConfig": "evil.Config"})
     (folder / "evil.py").write_text("raise SystemExit('ran')")
-    assert "trust_remote_code" in refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    assert "trust_remote_code" in refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
 
 
 @pytest.mark.parametrize(
@@ -150,14 +135,14 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(folder, name):
     weights.unlink()
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert repr(name) in message
     assert "inside the model's own folder" in message
 
 
 def test_weights_named_by_the_configuration_must_be_inside_the_folder(folder):
     edit_json(folder / "config.json", transformers_weights="../x.safetensors")
-    message = refusal(ValueError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), ValueError)
     assert "'../x.safetensors'" in message
 
 
@@ -168,7 +153,7 @@ def test_an_index_that_is_none_is_refused(folder, index):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(
-        ValueError, lambda: PicoModel.from_pretrained(folder)
+        lambda: PicoModel.from_pretrained(folder), ValueError
     )
 
 
@@ -176,7 +161,7 @@ def test_a_shard_that_is_missing_is_named(folder):
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    message = refusal(OSError, lambda: PicoModel.from_pretrained(folder))
+    message = refusal(lambda: PicoModel.from_pretrained(folder), OSError)
     assert "lacks model-00001-of-00001.safetensors" in message
 
 
@@ -223,7 +208,7 @@ def test_damaged_prototypes_are_refused_and_the_live_model_stays(folder, damage)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     BAD_PROTOTYPES[damage](folder)
     message = refusal(
-        ValueError, lambda: model.adopt_prototypes(PicoPrototypes.from_pretrained(folder))
+        lambda: model.adopt_prototypes(PicoPrototypes.from_pretrained(folder)), ValueError
     )
     assert "prototypes.json" in message or "prototypes.safetensors" in message
     for name, value in model.state_dict().items():
@@ -235,7 +220,7 @@ def test_prototypes_of_another_encoder_are_refused_and_the_live_model_stays(fold
     for model, reason in ((other, "fingerprint"), (wide, "16 columns, the encoder has 32")):
         knobs, before = model.config.to_dict(), model.prototypes
         foreign = PicoPrototypes.from_pretrained(folder)
-        assert reason in refusal(ValueError, lambda m=model, f=foreign: m.adopt_prototypes(f))
+        assert reason in refusal(lambda m=model, f=foreign: m.adopt_prototypes(f), ValueError)
         assert model.prototypes is before
         assert model.config.to_dict() == knobs
 
@@ -248,7 +233,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_live_model_changes(make_trai
     edit_tensors(Path(checkpoint) / "model.safetensors", logit_scale=torch.tensor(torch.nan))
     again = make_trainer(num_train_epochs=1, load_best_model_at_end=False)
     before = {name: value.clone() for name, value in again.model.state_dict().items()}
-    message = refusal(ValueError, lambda: again.train(resume_from_checkpoint=checkpoint))
+    message = refusal(lambda: again.train(resume_from_checkpoint=checkpoint), ValueError)
     assert "`logit_scale`" in message
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -12,6 +12,7 @@ from pico_hf import PicoConfig, PicoModel, PicoPrototypes
 from pico_hf.cards.publishing import copy_model_files
 from pico_hf.configuration_pico import own_fields
 from pico_hf.core.losses import LOSSES
+from saved_files import edit_json, edit_tensors, outcome, refusal
 from tiny import tiny_encoder, tiny_inputs, tiny_refined
 
 KNOBS = {
@@ -30,21 +31,6 @@ KNOBS = {
 @torch.no_grad()
 def logits(model) -> torch.Tensor:
     return model.eval()(**tiny_inputs()).logits_per_image
-
-
-def refusal(action) -> str:
-    with pytest.raises((ValueError, OSError)) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit_tensors(path, **changes):
-    save_file({**load_file(path), **changes}, path, metadata={"format": "pt"})
 
 
 def test_every_key_of_the_configuration_is_tried():
@@ -276,15 +262,6 @@ KEYS = [
     "quantization_config",
     "transformers_version",
 ]
-
-
-def outcome(action) -> str:
-    """The message of an action that may fail, if it does."""
-    try:
-        action()
-    except (ValueError, OSError) as error:
-        return str(error)
-    return ""
 
 
 @pytest.mark.parametrize("key", KEYS)

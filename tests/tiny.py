@@ -54,12 +54,16 @@ def tiny_refined(encoder: str = "clip", seed: int = 0, **knobs):
 
     knobs = {"num_prototypes": 3, "probe_size": 3, "pooled_share": 0.0, **knobs}
     model = PicoModel.from_encoder(tiny_encoder(encoder, seed), **knobs)
-    inputs = tiny_inputs()
-    with torch.no_grad():
-        images = model.encode_images(inputs["pixel_values"])
-        texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
-    refine(model, images, texts)
+    refine_on_tiny_inputs(model)
     return model
+
+
+@torch.no_grad()
+def refine_on_tiny_inputs(model) -> None:
+    """Gives a model the column weights of the tiny inputs."""
+    inputs = tiny_inputs()
+    images = model.encode_images(inputs["pixel_values"])
+    refine(model, images, model.encode_texts(inputs["input_ids"], inputs["attention_mask"]))
 
 
 def refine(model, images, texts) -> None:

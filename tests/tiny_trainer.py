@@ -18,6 +18,16 @@ BARE = {
 }
 
 
+TINY_RUN: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+}
+
+
 def tiny_model(**knobs: Any):
     from pico_hf import PicoModel
 
@@ -28,16 +38,8 @@ def tiny_model(**knobs: Any):
 def tiny_args(folder: Path, **knobs: Any):
     from pico_hf import PicoTrainingArguments
 
-    options = {
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    return PicoTrainingArguments(output_dir=str(folder / "run"), **{**options, **knobs})
+    options = {"num_train_epochs": 1, **TINY_RUN, **knobs}
+    return PicoTrainingArguments(output_dir=str(folder / "run"), **options)
 
 
 def tiny_trainer(folder: Path, options: dict[str, Any] | None = None, **knobs: Any):
