@@ -15,8 +15,7 @@ from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
 from pico_hf.encoders.table import ENCODERS, register_encoder
 from pico_hf.encoders.tokens import (
     image_hidden_states,
-    project_image_tokens,
-    project_text_tokens,
+    project,
     text_hidden_states,
 )
 from tiny import BUILDERS, tiny_encoder, tiny_inputs
@@ -71,10 +70,14 @@ def test_only_projections_get_gradients_from_cached_hidden_states(name):
     encoder, inputs = tiny_encoder(name), tiny_inputs(encoder=name)
     texts = {key: inputs.pop(key) for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        patches = image_hidden_states(encoder, **inputs).features.requires_grad_()
-        words = text_hidden_states(encoder, **texts).features.requires_grad_()
-    total = project_image_tokens(encoder, patches).pow(2).sum()
-    (total + project_text_tokens(encoder, words).pow(2).sum()).backward()
+        patches = image_hidden_states(encoder, **inputs)
+        words = text_hidden_states(encoder, **texts)
+    total = torch.zeros(())
+    for side, hidden in (("image", patches), ("text", words)):
+        hidden.features.requires_grad_()
+        projected = project(encoder, side, hidden)
+        total = total + projected.features.pow(2).sum() + projected.pooled.pow(2).sum()
+    total.backward()
     touched = {n for n, p in encoder.named_parameters() if p.grad is not None}
     assert touched <= set(projection_parameters(encoder))
     assert touched or name == "tipsv2"  # whose towers end in one space

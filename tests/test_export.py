@@ -8,8 +8,7 @@ from pico_hf.encoders.check import load_encoder
 from pico_hf.encoders.tokens import (
     image_hidden_states,
     image_output,
-    project_image_tokens,
-    project_text_tokens,
+    project,
     text_hidden_states,
     text_output,
 )
@@ -44,9 +43,9 @@ def sides(name: str) -> tuple[dict, dict]:
 def tokens(encoder, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected tokens of both sides, not normalised."""
     images, texts = sides(name)
-    patches = image_hidden_states(encoder, **images).features
-    words = text_hidden_states(encoder, **texts).features
-    return project_image_tokens(encoder, patches), project_text_tokens(encoder, words)
+    patches = project(encoder, "image", image_hidden_states(encoder, **images))
+    words = project(encoder, "text", text_hidden_states(encoder, **texts))
+    return patches.features, words.features
 
 
 def pooled(encoder, name: str) -> tuple[torch.Tensor, torch.Tensor]:

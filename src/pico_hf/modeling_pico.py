@@ -178,7 +178,6 @@ class PicoModel(PicoPreTrainedModel):
         `kwargs`: fields of [`PicoConfig`], and options of the stock method of this name.
         """
         pico, rest = split_config_kwargs(kwargs)
-        pico.setdefault("pooled_share", 0.0)  # nothing is known of new projections
         return cls.from_encoder(loading.join_towers(vision, text, rest), **pico)
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -122,20 +121,6 @@ def _computed_before(
 
 def _given(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if value is not None}
-
-
-def project_image_tokens(
-    encoder: PreTrainedModel, hidden: Float[Tensor, "images patches hidden"]
-) -> Float[Tensor, "images patches columns"]:
-    """Every patch in the common space, not normalised."""
-    return apply_steps(encoder, encoder_spec(encoder).image.steps, hidden)
-
-
-def project_text_tokens(
-    encoder: PreTrainedModel, hidden: Float[Tensor, "texts words hidden"]
-) -> Float[Tensor, "texts words columns"]:
-    """Every word in the common space, not normalised."""
-    return apply_steps(encoder, encoder_spec(encoder).text.steps, hidden)
 
 
 def project(
