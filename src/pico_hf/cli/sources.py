@@ -1,0 +1,86 @@
+"""What commands read: models with their processors, pairs, and the model an index was made with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pico_hf.cli.answers import Failed
+
+MODEL_FILE = "model.json"  # beside the manifest of an index
+
+
+def load_retriever(model: str, base: str | None = None, batch_size: int = 32) -> Any:
+    """A `PicoRetriever` of a folder or Hub repository.
+
+    Args:
+        model: A Pico model, an adapter, or any supported dual encoder.
+        base: What an adapter was trained on, if it does not say so.
+        batch_size: Images or texts at a time.
+
+    Raises:
+        OSError: If there is no model or no processor.
+    """
+    from pico_hf.model_and_processor import model_and_processor
+    from pico_hf.retriever import PicoRetriever
+
+    options = {} if base is None else {"base": base}
+    return PicoRetriever(*model_and_processor(model, **options), batch_size=batch_size)
+
+
+def load_pairs(source: str, split: str = "train", **columns: Any) -> Any:
+    """Image-text pairs of a file, an imagefolder, or a data set of the Hub.
+
+    Args:
+        source: What is there as a file or folder; else the name of a data set.
+        split: Of a named data set.
+        columns: Of `load_image_text`.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    from pico_hf.data.loading import load_image_text
+
+    if os.path.exists(source) or Path(source).suffix in (".csv", ".tsv", ".parquet", ".jsonl"):
+        return load_image_text(files=source, **columns)
+    return load_image_text(source, split=split, **columns)
+
+
+def remember_model(index: Path, model: str) -> None:
+    """Notes beside an index which model it was made with, for the commands that open it."""
+    from pico_hf.hub.files import write_json
+
+    name = str(Path(model).resolve()) if os.path.isdir(model) else model
+    write_json(index / MODEL_FILE, {"model": name})
+
+
+def model_of(index: str, given: str | None) -> str:
+    """The model to open an index with: the one that is given, else the one it was made with.
+
+    Raises:
+        Failed: If neither is known.
+    """
+    if given is not None:
+        return given
+    path = Path(index) / MODEL_FILE
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model"])
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError) as error:
+        raise Failed(
+            f"{str(path)!r} cannot be read ({error}). Name the model by --model."
+        ) from error
+    if not Path(index, "index.json").is_file():
+        raise Failed(f"{index!r} holds no index. Make one: pico-hf index FOLDER {index} --model …")
+    raise Failed(f"{index!r} does not say which model it was made with. Name it by --model.")
+
+
+def open_index(index: str, model: str | None, **options: Any) -> Any:
+    """A `PicoIndex` with the model it was made with, or another one that encodes images alike."""
+    from pico_hf.search.index import PicoIndex
+
+    name = model_of(index, model)
+    return PicoIndex.open(index, load_retriever(name), **options)
