@@ -38,7 +38,8 @@ def write_page(path: str | os.PathLike, results: Sequence[tuple[str, Sequence[An
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>pico-hf search</title><style>{_STYLE}</style></head><body>{sections}</body></html>\n"
+        f"<title>pico-hf search</title><style>{_STYLE}</style></head>"
+        f"<body>{sections}</body></html>\n"
     )
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:

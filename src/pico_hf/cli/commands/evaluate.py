@@ -34,8 +34,8 @@ def command(
 ) -> Answer:
     """Rank pairs that took no part in training: R@1, 5, 10 both ways, and their sum.
 
-    Three rows: the encoder's own pooled cosine, its tokens with equal weights (w = 1), and the model
-    as it is.
+    Three rows: the encoder's own pooled cosine, its tokens with equal weights (w = 1), and the
+    model as it is.
     """
     if (pairs is None) == (not tasks):
         raise Failed("Give either pairs to rank, or tasks by --mteb.")

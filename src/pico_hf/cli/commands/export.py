@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +12,7 @@ from pico_hf.cli.answers import Answer, Failed
 PANEL = "Models"
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What is written."""
 
     encoder = "encoder"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
 
 
-class Storage(str, Enum):
+class Storage(StrEnum):
     """How tokens are stored."""
 
     float16 = "float16"

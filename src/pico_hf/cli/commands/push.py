@@ -10,7 +10,7 @@ import typer
 from pico_hf.cli.answers import Answer, Failed
 
 PANEL = "Models"
-# A list of what goes, not of what stays: a run's folder also holds optimizers and pickled arguments.
+# A list of what goes, not of what stays: a run's folder also holds optimizer and pickled arguments.
 PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.py", "*.md", "*.txt")
 ALSO = ("*.model", "*.jinja", "plots/*.png", "plots/*.svg", "LICENSE*")
 PRIVATE = ("trainer_state.json", "pico_checkpoint.json", "checkpoint-*/*", "_*", "_*/*", ".*")

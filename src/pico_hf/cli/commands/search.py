@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ PANEL = "Search"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
-class Reading(str, Enum):
+class Reading(StrEnum):
     """What a query is."""
 
     auto = "auto"
@@ -26,7 +26,7 @@ class Reading(str, Enum):
     image = "image"
 
 
-class Scan(str, Enum):
+class Scan(StrEnum):
     """Which images are scored exactly."""
 
     auto = "auto"
