@@ -90,7 +90,7 @@ def command(
         "push": push,
     }
     options = {_FRIENDLY.get(key, key): value for key, value in given.items() if value is not None}
-    model_args, data_args, args = _parsed(pairs, options)
+    model_args, data_args, args = job_arguments(pairs, options)
     if not (model_args.model_name_or_path or model_args.vision_model):
         raise Failed(
             "Name what is to be trained by --encoder, such as openai/clip-vit-base-patch32."
@@ -106,7 +106,7 @@ def command(
     )
 
 
-def _parsed(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, Any, Any]:
+def job_arguments(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Arguments of a job from a file of options, pairs and options of every name."""
     from transformers import HfArgumentParser
 
