@@ -28,7 +28,7 @@ import torch
 from search import BARS, DEPTH, LOSS
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"  # beside the repository
 LITE = ROOT / "examples" / "lite_clip.py"
 QUERIES, ROUNDS, BLOCK = 200, 2, 500
 NOISE = 0.5  # length of the noise beside a token of length 1
@@ -41,10 +41,10 @@ def pico_hf(*words: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def train(folder: Path) -> Path:
+def train(data: Path, folder: Path) -> Path:
     """A small model: frozen towers, 2,000 photos."""
     options = {
-        "train_file": DATA / "flickr8k" / "train-0.parquet",
+        "train_file": data / "flickr8k" / "train-0.parquet",
         "max_train_samples": 2000,
         "num_train_epochs": 8,
         "learning_rate": 2e-3,
@@ -59,9 +59,9 @@ def train(folder: Path) -> Path:
     return folder
 
 
-def photos(model: Path, folder: Path) -> tuple[Path, list[str], list[str]]:
+def photos(data: Path, model: Path, folder: Path) -> tuple[Path, list[str], list[str]]:
     """(index of the photos, captions, ids of their photos)."""
-    file = DATA / "flickr8k" / "val.parquet"
+    file = data / "flickr8k" / "val.parquet"
     said = pico_hf("index", file, folder / "photos", "--model", model, "--id-column", "image_id")
     print(f"{said['images']:,} photos indexed by the command line", flush=True)
     rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
@@ -72,13 +72,15 @@ def photos(model: Path, folder: Path) -> tuple[Path, list[str], list[str]]:
     return folder / "photos", captions, [str(key) for key in rows["image_id"]]
 
 
-def drawings(model: Path, folder: Path, images: int) -> tuple[Path, list[str], list[str]]:
+def drawings(
+    data: Path, model: Path, folder: Path, images: int
+) -> tuple[Path, list[str], list[str]]:
     """(index of drawings repeated with noise, names, ids of the drawings as they are)."""
     sys.path.insert(0, str(LITE.parent))
     import lite_clip  # noqa: F401  registers the encoders
     from pico_hf import PicoIndex, PicoRetriever, TokenFeatures
 
-    file = DATA / "emoji-styles" / "validation.parquet"
+    file = data / "emoji-styles" / "validation.parquet"
     rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
     rows = rows.select(range(0, len(rows), max(1, len(rows) // 1000))).select(range(1000))
     retriever = PicoRetriever.from_pretrained(model)
@@ -96,7 +98,8 @@ def drawings(model: Path, folder: Path, images: int) -> tuple[Path, list[str], l
             index.add_features(TokenFeatures(noisy, features.mask[part], pooled), ids)
     index.compact()
     chosen = range(0, len(rows), len(rows) // QUERIES)
-    return folder / "drawings", [rows[row]["label"] for row in chosen], [f"{r}/0" for r in chosen]
+    names = [rows[row]["label"] for row in chosen]
+    return folder / "drawings", names, [f"{row}/0" for row in chosen]
 
 
 def measure(
@@ -135,6 +138,7 @@ def measure(
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="trained folder; default: train a small one")
+    parser.add_argument("--data", type=Path, default=DATA, help="flickr8k and emoji-styles")
     parser.add_argument("--drawings", action="store_true", help="drawings in place of photos")
     parser.add_argument("--images", type=int, default=20_000, help="with --drawings")
     parser.add_argument("--depth", type=int, default=DEPTH)
@@ -144,16 +148,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    if not DATA.is_dir():
-        print(f"The photos and drawings of this measurement are not on this machine ({DATA}).")
+    if not args.data.is_dir():
+        print(f"The images of this measurement are not on this machine: no folder {args.data}.")
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = args.model or train(folder / "model")
+        model = args.model or train(args.data, folder / "model")
         if args.drawings:
-            index, queries, answers = drawings(model, folder, args.images)
+            index, queries, answers = drawings(args.data, model, folder, args.images)
         else:
-            index, queries, answers = photos(model, folder)
+            index, queries, answers = photos(args.data, model, folder)
         found = measure(index, model, queries, answers, args.depth)
         images = args.images if args.drawings else 1000
     print(
