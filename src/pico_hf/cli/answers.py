@@ -14,6 +14,10 @@ class Failed(Exception):  # noqa: N818
     """A command that could not do what it was asked; its text is the line that is shown."""
 
 
+class Stopped(Exception):  # noqa: N818
+    """A command that ^C has stopped; its text says how to go on."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under headings; nothing in a cell is cut or read as markup.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from pico_hf.cli.answers import Failed, show
+from pico_hf.cli.answers import Failed, Stopped, show
 
 _JSON = typer.Option("--json", help="Print one JSON object and nothing else.")
 
@@ -39,8 +39,8 @@ class Bodies:
                     self._prepare()
                     answer = command(**options)
                 show(answer, as_json)
-            except KeyboardInterrupt as stop:
-                raise KeyboardInterrupt(getattr(module, "STOPPED", "")) from stop
+            except KeyboardInterrupt as stop:  # typer would leave without a word
+                raise Stopped(getattr(module, "STOPPED", "")) from stop
 
         hints = get_type_hints(command, include_extras=True)
         known = inspect.signature(command).parameters.values()

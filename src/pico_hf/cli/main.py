@@ -8,7 +8,6 @@ which returns an [`Answer`], and `PANEL`, the part of the help where it stands. 
 from __future__ import annotations
 
 import inspect
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from pico_hf.cli import commands
-from pico_hf.cli.answers import Failed, one_line, say
+from pico_hf.cli.answers import Failed, Stopped, one_line, say
 from pico_hf.cli.bodies import Bodies
 
 HELP = """Search images with words, and see why: train, align, index, search, explain.
@@ -28,7 +27,7 @@ A model is a folder or a Hub repository: a Pico model, an adapter, or any suppor
 such as openai/clip-vit-base-patch32. Every command has --json. Exit codes: 0 done, 1 failed (one
 line on stderr says why), 2 wrong usage, 130 stopped by ^C."""
 DEBUG = "--debug"
-STOPPED_CODE, FAILED_CODE = 130, 1
+FAILED_CODE, USAGE_CODE, STOPPED_CODE = 1, 2, 130
 
 
 class _Commands(TyperGroup):
@@ -47,13 +46,12 @@ class _Commands(TyperGroup):
 def _exit_code(call: Any, debug: bool) -> int:
     try:
         code = call()
+        if code == STOPPED_CODE:  # before the body of a command
+            raise Stopped
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        say(" ".join(["stopped.", *map(str, getattr(stop, "args", ()))]))
+    except (KeyboardInterrupt, typer.Abort, Stopped) as stop:
+        say(f"stopped. {stop}".rstrip())
         return STOPPED_CODE
-    except BrokenPipeError:  # of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED_CODE
     except Exception as error:
         if debug:
             import traceback
@@ -97,7 +95,7 @@ def build() -> typer.Typer:
         cls=_Commands,
         help=_paragraphs(HELP),
         add_completion=False,
-        no_args_is_help=True,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -106,6 +104,7 @@ def build() -> typer.Typer:
 
     @app.callback()
     def options(
+        context: typer.Context,
         modules: Annotated[
             list[str] | None,
             typer.Option(
@@ -122,6 +121,9 @@ def build() -> typer.Typer:
         ] = False,
     ) -> None:
         bodies.modules = list(modules or ())
+        if context.invoked_subcommand is None:
+            print(context.get_help())
+            raise typer.Exit(USAGE_CODE)
 
     for found in pkgutil.iter_modules(commands.__path__):
         module: Any = import_module(f"{commands.__name__}.{found.name}")

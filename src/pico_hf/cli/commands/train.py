@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,8 +97,9 @@ def command(
     if not (data_args.train_file or data_args.dataset_name):
         raise Failed("Name the pairs to train on: a table, a folder of images, or a data set.")
     logging.getLogger("pico_hf").setLevel(logging.INFO)
-    words = ["pico-hf", "train", *sys.argv[2:]]
-    results = run_job(model_args, data_args, args, command=shlex.join(words))
+    short = [f"--{name}={value}" for name, value in options.items()]
+    words = shlex.join(["pico-hf", "train", *pairs, *short])
+    results = run_job(model_args, data_args, args, command=words)
     return Answer(
         {"output": args.output_dir, "results": results},
         [*results_table(results), f"Model, prototypes, model card and plots: {args.output_dir}"],
