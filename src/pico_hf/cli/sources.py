@@ -1,4 +1,4 @@
-"""What commands read: models with their processors, pairs, and the model an index was made with."""
+"""What commands read: pairs, and the model that an index was made with."""
 
 from __future__ import annotations
 
@@ -10,24 +10,6 @@ from typing import Any
 from pico_hf.cli.answers import Failed
 
 MODEL_FILE = "model.json"  # beside the manifest of an index
-
-
-def load_retriever(model: str, base: str | None = None, batch_size: int = 32) -> Any:
-    """A `PicoRetriever` of a folder or Hub repository.
-
-    Args:
-        model: A Pico model, an adapter, or any supported dual encoder.
-        base: What an adapter was trained on, if it does not say so.
-        batch_size: Images or texts at a time.
-
-    Raises:
-        OSError: If there is no model or no processor.
-    """
-    from pico_hf.model_and_processor import model_and_processor
-    from pico_hf.retriever import PicoRetriever
-
-    options = {} if base is None else {"base": base}
-    return PicoRetriever(*model_and_processor(model, **options), batch_size=batch_size)
 
 
 def load_pairs(source: str, split: str = "train", **columns: Any) -> Any:
@@ -76,11 +58,3 @@ def model_of(index: str, given: str | None) -> str:
     if not Path(index, "index.json").is_file():
         raise Failed(f"{index!r} holds no index. Make one: pico-hf index FOLDER {index} --model …")
     raise Failed(f"{index!r} does not say which model it was made with. Name it by --model.")
-
-
-def open_index(index: str, model: str | None, **options: Any) -> Any:
-    """A `PicoIndex` with the model it was made with, or another one that encodes images alike."""
-    from pico_hf.search.index import PicoIndex
-
-    name = model_of(index, model)
-    return PicoIndex.open(index, load_retriever(name), **options)

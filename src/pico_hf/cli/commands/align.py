@@ -33,8 +33,9 @@ def command(
 
     pico-hf align openai/clip-vit-base-patch32 pairs.csv --output outputs/aligned
     """
-    from pico_hf.cli.sources import load_pairs, load_retriever
+    from pico_hf.cli.sources import load_pairs
     from pico_hf.hub.new_folder import check_new, new_folder
+    from pico_hf.retriever import PicoRetriever
     from pico_hf.training.job_options import hold_out
 
     check_new(output)
@@ -46,7 +47,7 @@ def command(
     if feedback is None and len(rows) >= FEEDBACK_FROM:
         rows, feedback = hold_out(rows, DEV_SHARE)
     tested = load_pairs(test, "test", **columns) if test else None
-    retriever = load_retriever(model)
+    retriever = PicoRetriever.from_pretrained(model)
     if pooled_share is not None:
         retriever.model.prototypes.share_score(pooled_share)
     with new_folder(output) as folder:

@@ -42,8 +42,9 @@ def command(
     if tasks:
         return _mteb(model, tasks, batch_size)
     from pico_hf.cards.model_card import HEADINGS, METRICS
-    from pico_hf.cli.sources import load_pairs, load_retriever
+    from pico_hf.cli.sources import load_pairs
     from pico_hf.data.dataset import ImageTextDataset
+    from pico_hf.retriever import PicoRetriever
 
     columns = {
         "image_column": image_column,
@@ -53,7 +54,7 @@ def command(
         "max_samples": limit,
     }
     rows = ImageTextDataset(load_pairs(str(pairs), split, **columns))
-    retriever = load_retriever(model, batch_size=batch_size)
+    retriever = PicoRetriever.from_pretrained(model, batch_size=batch_size)
     results = compare(retriever, rows)
     shown = [(name, *(f"{own[each]:.1f}" for each in METRICS)) for name, own in results.items()]
     count = f"{len(rows)} images, {len(rows.captions())} captions"

@@ -53,7 +53,8 @@ def command(
     Run it again after images were added, changed or the run was stopped: only what is new is
     encoded. Columns of a table become fields for --filter.
     """
-    from pico_hf.cli.sources import load_retriever, model_of, remember_model
+    from pico_hf.cli.sources import model_of, remember_model
+    from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
     from pico_hf.search.sources import images_of
 
@@ -71,7 +72,7 @@ def command(
     if isinstance(rows, Path):
         images_of(rows)  # nothing is made for a folder without images
     name = model_of(index, model)
-    retriever = load_retriever(name, batch_size=batch_size)
+    retriever = PicoRetriever.from_pretrained(name, batch_size=batch_size)
     options = {"dtype": (storage or Storage.float16).value, "token_merging": token_merging or 1}
     opened = (
         PicoIndex.open(index, retriever) if there else PicoIndex.create(index, retriever, **options)  # type: ignore[arg-type]

@@ -74,7 +74,9 @@ def command(
 
     pico-hf search photos.index "a dog on a beach" --html found.html
     """
-    from pico_hf.cli.sources import open_index
+    from pico_hf.cli.sources import model_of
+    from pico_hf.retriever import PicoRetriever
+    from pico_hf.search.index import PicoIndex
 
     if html is not None and os.path.isdir(html):
         raise Failed(f"`--html` must be a file, got the folder {html!r}.")
@@ -83,7 +85,8 @@ def command(
         raise Failed("Give a query: a text in quotes or a file of an image.")
     items = [_query(text, reading) for text in asked]
     chosen = parse_filters(filters or [])
-    opened = open_index(index, model, verify=False)
+    retriever = PicoRetriever.from_pretrained(model_of(index, model))
+    opened = PicoIndex.open(index, retriever, verify=False)
     exact = {Scan.auto: None, Scan.exact: True, Scan.stages: False}[scan]
     options = {"top_k": top_k, "filter": chosen or None, "depth": depth, "exact": exact}
     results, facts = [], []
