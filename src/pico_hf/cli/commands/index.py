@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +52,7 @@ def command(
     Run it again after images were added, changed or the run was stopped: only what is new is
     encoded. Columns of a table become fields for --filter.
     """
-    from pico_hf.cli.sources import model_of, remember_model
+    from pico_hf.cli.sources import image_rows, model_of, remember_model
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
     from pico_hf.search.sources import images_of
@@ -68,7 +67,7 @@ def command(
             f"{index!r} is there already; --storage and --token-merging are for a new index. Leave "
             "them out, or name another folder."
         )
-    rows = _rows(source, split)
+    rows = image_rows(source, split)
     if isinstance(rows, Path):
         images_of(rows)  # nothing is made for a folder without images
     name = model_of(index, model)
@@ -90,18 +89,3 @@ def command(
             f"{len(skipped)} left out, first: {skipped[0]['image']}: {report.skipped[0][1]}"
         )
     return Answer({**values, **facts, "skipped": skipped}, lines)
-
-
-def _rows(source: str, split: str) -> Any:
-    """A folder or image as its path; rows of a table or of a data set."""
-    from pico_hf.data.paths import BUILDERS, load_files, load_named_split
-
-    if os.path.isdir(source):
-        tables = any(any(Path(source).glob(f"**/*{kind}")) for kind in (".parquet", ".arrow"))
-        return load_named_split(source, split) if tables else Path(source)
-    table = Path(source).suffix in BUILDERS
-    if os.path.isfile(source):
-        return load_files([source]) if table else Path(source)
-    if table or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise Failed(f"{source!r} is neither a file or folder that is there nor a data set's name.")
-    return load_named_split(source, split)
