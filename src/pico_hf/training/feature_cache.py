@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import Dataset, Subset
 
 from pico_hf.core.processes import Processes
-from pico_hf.data import collator, image_modes, images, token_store
+from pico_hf.data import collator, image_files, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders import (
@@ -209,6 +209,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     for module in (
         collator,
+        image_files,
         image_modes,
         images,
         token_store,
