@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pico_hf.hub.errors import shortened
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,7 +54,8 @@ def checked_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
     except SafetensorError as error:
         raise ValueError(
-            f"{path.name} is not a whole safetensors file ({error}). Download or save it again."
+            f"{path.name} is not a whole safetensors file ({shortened(error)}). Download or "
+            "save it again."
         ) from error
     if announced and digest.hexdigest() != announced:
         raise ValueError(

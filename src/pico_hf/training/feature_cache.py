@@ -89,6 +89,12 @@ def _read_cache(source: ImageTextDataset, folder: Path) -> CachedImageTextDatase
         TokenStore(folder / "images", "image_hidden_states"),
         TokenStore(folder / "captions", "text_hidden_states"),
     )
+    for store, wanted in zip(stores, (source.images(), source.captions()), strict=True):
+        if len(store) != len(wanted):
+            raise ValueError(
+                f"The cached features in '{folder}' are of {len(store)} rows in place of "
+                f"{len(wanted)}. Delete them with `pico-hf cache --clear {folder.name}`."
+            )
     orders = source.image_order, source.caption_order
     places = [order.argsort().tolist() for order in orders]
     images, captions = map(Subset, stores, places)
