@@ -29,7 +29,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-SECONDS, WAITING, BYTES = 5.0, 120, 10**9  # of work, in all, of memory above the start
+import psutil
+
+SECONDS, WAITING = 5.0, 120  # of work for an input; of silence until a process is looked at
+BYTES = 10**9  # of memory above the start
 BATCH = 400  # inputs of one process
 SOURCE = str(Path(__file__).resolve().parents[1] / "src" / "pico_hf")
 
@@ -128,6 +131,14 @@ def plan(inputs: int, wanted: list[str]) -> list[tuple[str, int]]:
     return [(name, number) for name, count in counts.items() for number in range(count)]
 
 
+def stuck(number: int) -> bool:
+    """Whether a process that says nothing sleeps, or works longer than any input may."""
+    process = psutil.Process(number)
+    if sum(process.cpu_times()[:2]) > SECONDS * BATCH:
+        return True
+    return process.status() not in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+
+
 def supervise(jobs: list[tuple[str, int]], seed: int, root: Path, results: list[Any]) -> None:
     """Runs inputs in one process after another; what kills a process is a fault of its own."""
     context = multiprocessing.get_context("fork")
@@ -139,13 +150,15 @@ def supervise(jobs: list[tuple[str, int]], seed: int, root: Path, results: list[
         theirs.close()
         begun: tuple[str, int] | None = None
         try:
-            while ours.poll(WAITING):
+            while ours.poll(WAITING) or not stuck(process.pid):
+                if not ours.poll():  # others use the machine
+                    continue
                 name, number, kind, text = ours.recv()
                 begun = (name, number) if kind == "begun" else None
                 if begun is None:
                     results.append((name, number, kind, text))
                     rest.remove((name, number))
-            problem = f"hang over {WAITING} s"
+            problem = f"hang: asleep for {WAITING} s, or at work without end"
         except EOFError:
             process.join()
             problem = f"the process died ({process.exitcode})"
@@ -154,8 +167,8 @@ def supervise(jobs: list[tuple[str, int]], seed: int, root: Path, results: list[
         if begun is not None:
             results.append((*begun, "fault", problem))
             rest.remove(begun)
-        elif process.exitcode not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"no input was begun: exit code {process.exitcode}")
+        elif process.exitcode != 0:
+            raise RuntimeError(f"no input was begun: {problem}, exit code {process.exitcode}")
 
 
 def fuzz(inputs: int, seed: int, root: Path, wanted: list[str], minutes: float) -> list[Any]:
