@@ -11,8 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pico_hf.hub.errors import shortened
-
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -53,9 +51,9 @@ def checked_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                     digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
                 yield name, tensor
     except SafetensorError as error:
+        line = " ".join(str(error).split())[:600]  # it may repeat the header at length
         raise ValueError(
-            f"{path.name} is not a whole safetensors file ({shortened(error)}). Download or "
-            "save it again."
+            f"{path.name} is not a whole safetensors file ({line}). Download or save it again."
         ) from error
     if announced and digest.hexdigest() != announced:
         raise ValueError(
