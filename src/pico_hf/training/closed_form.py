@@ -22,8 +22,8 @@ from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
 from pico_hf.encoders.projection import apply_steps
+from pico_hf.encoders.projection_modules import linear_heads
 from pico_hf.encoders.spec import Step
-from pico_hf.encoders.table import encoder_spec
 from pico_hf.training.encoding import Encoded, SplitEncoder, pair_moments, tower_states
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def start_in_closed_form(
         ValueError: If a side does not end in a linear projection of its own.
     """
     model = encoder.model
-    heads = closed_form_heads(model)
+    heads = linear_heads(model.encoder)
     moments = pair_moments(encoder, pairs.sample(images), partial(_before_heads, heads))
     columns = heads["image"][1].out_features
     found = closed_form_projections(moments, columns)
@@ -56,30 +56,6 @@ def start_in_closed_form(
         _fill(head, weight)
     encoder.processes.copy_from_first([head.weight for _, head in heads.values()])
     logger.info("Projections start in closed form: %d columns, %d found.", columns, len(found[0]))
-
-
-def closed_form_heads(model: PreTrainedModel) -> dict[str, tuple[Sequence[Step], nn.Linear]]:
-    """The linear module that each side ends in, and the steps before it.
-
-    Raises:
-        ValueError: If a side has none, or both have the same one.
-    """
-    spec, heads = encoder_spec(model.encoder), {}
-    for side, row in (("image", spec.image), ("text", spec.text)):
-        last = model.encoder.get_submodule(row.steps[-1].path) if row.steps else None
-        if not isinstance(last, nn.Linear):
-            raise ValueError(
-                f'`projection_start="closed_form"` needs a linear projection at the end of the '
-                f"{side} side, got {'none' if last is None else type(last).__name__} in "
-                f'{type(model.encoder).__name__}. Leave it at "as_is".'
-            )
-        heads[side] = (row.steps[:-1], last)
-    if heads["image"][1] is heads["text"][1]:
-        raise ValueError(
-            '`projection_start="closed_form"` needs a projection per side, got one for both in '
-            f'{type(model.encoder).__name__}. Leave it at "as_is".'
-        )
-    return heads
 
 
 def _before_heads(

@@ -14,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from pico_hf.core.processes import batch_statistics
+from pico_hf.encoders.projection_modules import linear_heads
 from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
-from pico_hf.training.closed_form import closed_form_heads
 from pico_hf.training_args import PicoTrainingArguments
 
 
@@ -134,7 +134,7 @@ def check_model(model: Any, args: PicoTrainingArguments) -> None:
                 '`projection_start="closed_form"` replaces projections, which an adapter adapts. '
                 'Leave it at "as_is", or train the model without an adapter first.'
             )
-        closed_form_heads(pico)
+        linear_heads(pico.encoder)
 
 
 def _check_adapter(pico: nn.Module) -> None:
