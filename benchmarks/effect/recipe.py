@@ -68,6 +68,8 @@ def main() -> None:
         for entry in study.config["jobs"]:
             for seed in filter(mine, study.config["seeds"]):
                 job = Job(**entry, seed=seed, **knobs["job"])
+                if entry["dataset"] not in knobs.get("only", [entry["dataset"]]):
+                    continue
                 if not study.has(row="complete", recipe=recipe, **vars(job)):
                     run(study, job, recipe, time.time())
 
