@@ -10,30 +10,24 @@ so that nothing of the official validation part is looked at. Products are round
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features import TEXTS
+from folds import Fold
 from pico_hf.core.canonical import CANDIDATES, PairMoments, bilinear_form
 from pico_hf.core.closed_form import closed_form_projections
 from pico_hf.core.losses import START_SCALE, contrastive_loss
 from pico_hf.core.metrics import retrieval_metrics
-from pico_hf.core.moments import TokenMoments
 from pico_hf.core.pooled_share import SHARES
 from pico_hf.core.similarity import pooled_similarity, similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
-from pico_hf.data.token_store import TokenStore
-from study import Job, Study, _texts, corpus_facts, family, from_command_line
+from study import Job, Study, from_command_line
 
 EPOCHS = {"flickr8k": 6, "emoji": 8}
-LEFT_OUT = {"flickr8k": (500, 1000), "emoji": (123, 202)}  # for feedback, for the test
 TEMPERATURE = 5.0  # of the normalised gain
 BATCH = 128
 
@@ -49,78 +43,6 @@ class Recipe:
     pooled_share: float = 0.0
     closed_form: bool = False
     epochs: int | None = None
-
-
-class Tokens:
-    """A store of features in memory."""
-
-    def __init__(self, store: TokenStore) -> None:
-        ends = torch.from_numpy(np.asarray(store._ends)).long()
-        self.starts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
-        self.lengths = ends - self.starts
-        self.tokens = torch.from_numpy(np.array(store._tokens))
-
-    def __getitem__(self, rows: Tensor) -> TokenFeatures:
-        lengths = self.lengths[rows]
-        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
-        place = self.starts[rows].unsqueeze(1) + torch.arange(mask.shape[1])
-        found = self.tokens[place.clamp_max(len(self.tokens) - 1)].float()
-        return TokenFeatures(found.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
-
-
-class Fold:
-    """Features of a corpus, and which of its rows are trained on, give feedback and test.
-
-    Args:
-        study: Knows where features and corpora are.
-        dataset: `"flickr8k"`, or `"emoji/FAMILY"` with that family unseen in training.
-        number: Of the fold.
-    """
-
-    def __init__(self, study: Study, dataset: str, number: int) -> None:
-        self.name, _, unseen = dataset.partition("/")
-        whole, column = corpus_facts(self.name, study.data), TEXTS[self.name][0]
-        folder = study.output / "features"
-        self.images = Tokens(TokenStore(folder / f"{self.name}-lite0", "image_hidden_states"))
-        self.words = Tokens(TokenStore(folder / f"{self.name}-{column}", "text_hidden_states"))
-        counts = [len(row) for row in _texts(self.name, column, study.data)]
-        self.captions = torch.tensor(counts)
-        self.first = self.captions.cumsum(0) - self.captions
-        self.identity, self.gallery = (
-            torch.tensor([sorted(set(names)).index(name) for name in names])
-            for names in (whole.ids, whole.galleries)
-        )
-        official = range(whole.official_validation)
-        self.parts = self._split([whole.ids[row] for row in official], whole, unseen, number)
-
-    def _split(self, ids: list[str], whole: Any, unseen: str, number: int) -> dict[str, Tensor]:
-        few, some = LEFT_OUT[self.name]
-        drawn = random.Random(100 + number).sample(sorted(set(ids)), few + some)
-        place = {name: "feedback" if n < few else "test" for n, name in enumerate(drawn)}
-        parts: dict[str, list[int]] = {"train": [], "feedback": [], "test": [], "unseen": []}
-        for row, name in enumerate(ids):
-            drawing = family(whole.galleries[row])
-            part = place.get(name, "train")
-            if drawing == unseen and self.name == "emoji":
-                part = "unseen" if part == "test" else ""
-            if part and drawing != "fluent":  # the family that the official test leaves out
-                parts[part].append(row)
-        return {part: torch.tensor(rows) for part, rows in parts.items() if rows}
-
-    def texts_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """All captions of some images, and the place of each one's image among them."""
-        owners = torch.repeat_interleave(torch.arange(len(rows)), self.captions[rows])
-        starts = self.captions[rows].cumsum(0) - self.captions[rows]
-        return self.first[rows][owners] + torch.arange(len(owners)) - starts[owners], owners
-
-    def moments(self, rows: Tensor, heads: Heads | None = None) -> PairMoments:
-        """Of the towers' outputs, or of what the heads make of them."""
-        texts, owners = self.texts_of(rows)
-        image = (self.images[part] for part in rows.split(256))
-        text = (self.words[part] for part in texts.split(256))
-        if heads is not None:
-            image, text = map(heads.image, image), map(heads.text, text)
-        return PairMoments(TokenMoments.of(image), TokenMoments.of(text), owners)
 
 
 class Heads(nn.Module):
