@@ -212,15 +212,13 @@ def run(study: Study, fold: Fold, job: Job, name: str) -> None:
 def main() -> None:
     study, mine = from_command_line(__doc__, __file__)
     torch.set_float32_matmul_precision("medium")
-    for entry in study.config["folds"]:
-        if not mine(entry["number"]):
-            continue
-        fold = Fold(study, entry["dataset"], entry["number"])
-        for name, recipe in study.config["recipes"].items():
-            loss = Recipe(**recipe).loss
-            job = Job(entry["dataset"], "lite0", loss, entry["number"])
-            if not study.has(row="feedback", recipe=name, **vars(job)):
-                run(study, fold, job, name)
+    for seed in filter(mine, study.config["seeds"]):
+        for dataset in study.config["folds"][seed]:
+            fold = Fold(study, dataset, seed)
+            for name, recipe in study.config["recipes"].items():
+                job = Job(dataset, "lite0", Recipe(**recipe).loss, seed)
+                if not study.has(row="feedback", recipe=name, **vars(job)):
+                    run(study, fold, job, name)
 
 
 if __name__ == "__main__":
