@@ -36,6 +36,12 @@ class Tokens:
         return TokenFeatures(found.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
 
+def numbered(names: list[str]) -> Tensor:
+    """A number per name, equal for equal names."""
+    place = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([place[name] for name in names])
+
+
 class Fold:
     """Features of a corpus, and which of its rows are trained on, give feedback and test.
 
@@ -54,20 +60,20 @@ class Fold:
         counts = [len(row) for row in _texts(self.name, column, study.data)]
         self.captions = torch.tensor(counts)
         self.first = self.captions.cumsum(0) - self.captions
-        self.identity, self.gallery = (
-            torch.tensor([sorted(set(names)).index(name) for name in names])
-            for names in (whole.ids, whole.galleries)
-        )
-        official = range(whole.official_validation)
-        self.parts = self._split([whole.ids[row] for row in official], whole, unseen, number)
+        ids, styles = list(whole.ids), list(whole.galleries)
+        self.identity, self.gallery = numbered(ids), numbered(styles)
+        end = whole.official_validation
+        self.parts = self._split(ids[:end], styles[:end], unseen, number)
 
-    def _split(self, ids: list[str], whole: Any, unseen: str, number: int) -> dict[str, Tensor]:
+    def _split(
+        self, ids: list[str], styles: list[str], unseen: str, number: int
+    ) -> dict[str, Tensor]:
         few, some = LEFT_OUT[self.name]
         drawn = random.Random(100 + number).sample(sorted(set(ids)), few + some)
         place = {name: "feedback" if n < few else "test" for n, name in enumerate(drawn)}
         parts: dict[str, list[int]] = {"train": [], "feedback": [], "test": [], "unseen": []}
-        for row, name in enumerate(ids):
-            drawing = family(whole.galleries[row])
+        for row, (name, style) in enumerate(zip(ids, styles, strict=True)):
+            drawing = family(style)
             part = place.get(name, "train")
             if drawing == unseen and self.name == "emoji":
                 part = "unseen" if part == "test" else ""
