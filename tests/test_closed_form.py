@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pico_hf import PicoCollator
-from pico_hf.core.canonical import PairMoments
 from pico_hf.core.closed_form import closed_form_projections
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training.closed_form import start_in_closed_form

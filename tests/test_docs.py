@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import run_pico
+from command_line import parse
 from hub_client import run_client
 from hub_server import Hub
 from pages import PAGES, ROOT, blocks
-from pico_hf import cli
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Pages whose code needs an extra that may be missing.
@@ -71,7 +71,7 @@ def test_a_command_of_a_page_is_one_that_exists(name, command, tmp_path, monkeyp
         assert arguments[0] == "install"
         assert set(re.findall(r"[\w-]+", arguments[1])) <= extras()
     elif program == "pico-hf":
-        cli._parser().parse_args(arguments)
+        parse(arguments)
     else:
         assert program == "python"
         parse_script(*arguments)

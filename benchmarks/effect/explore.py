@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from folds import Fold
-from pico_hf.core.canonical import CANDIDATES, PairMoments, bilinear_form
+from pico_hf.core.canonical import CANDIDATES, bilinear_form
 from pico_hf.core.closed_form import closed_form_projections
 from pico_hf.core.losses import START_SCALE, contrastive_loss
 from pico_hf.core.metrics import retrieval_metrics
+from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.pooled_share import SHARES
 from pico_hf.core.similarity import pooled_similarity, similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from features import TEXTS
-from pico_hf.core.canonical import PairMoments
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
 from study import Study, _texts, corpus_facts, family

@@ -13,7 +13,8 @@ from typing import Any
 from pico_hf import PicoModel, PicoTrainer
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.pooled_share import SHARES
-from pico_hf.training.evaluation import evaluate_retrieval, share_metrics
+from pico_hf.training.evaluation import evaluate_retrieval
+from pico_hf.training.trials import DevTrials
 from study import Job, Study, from_command_line
 
 Metrics = dict[str, dict[str, float]]
@@ -27,13 +28,17 @@ def encoded(trainer: PicoTrainer, splits: dict[str, Any]) -> dict[str, EncodedSp
 
 def before(trainer: PicoTrainer, splits: dict[str, Any]) -> tuple[dict[str, Metrics], float]:
     """Rows before any feedback on columns, and the pooled share that feedback would take."""
-    model = trainer.pico_model
-    feedback = share_metrics(model, trainer.split_encoder.split(splits["feedback"], "feedback"))
-    share = max(SHARES, key=lambda tried: feedback(tried)["rsum"])
-    found = {name: share_metrics(model, one) for name, one in encoded(trainer, splits).items()}
+    model, encoder = trainer.pico_model, trainer.split_encoder
+    own = model.prototypes.form
+    trial = DevTrials(model, encoder.split(splits["feedback"], "feedback"))
+    share = max(SHARES, key=lambda tried: trial(own._replace(pooled_share=tried)))
+    found = encoded(trainer, splits)
     rows = {"w = 1": 0.0, "w = 1, pooled": share, "pooled cosine": 1.0}
     return {
-        row: {name: metrics(tried) for name, metrics in found.items()}
+        row: {
+            name: evaluate_retrieval(model, one, own._replace(pooled_share=tried))
+            for name, one in found.items()
+        }
         for row, tried in rows.items()
     }, share
 

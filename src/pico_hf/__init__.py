@@ -6,30 +6,28 @@ else. The Trainer, data loading and other costly modules are imported when they 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification
-
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.core.token_features import TokenFeatures
-from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
-from pico_hf.encoders.table import register_encoder
-from pico_hf.hub.prototype_files import PicoPrototypes
-from pico_hf.modeling_outputs import PicoOutput
-from pico_hf.modeling_pico import PicoModel
-
 if TYPE_CHECKING:
+    from pico_hf.configuration_pico import PicoConfig
     from pico_hf.core.encoded_split import EncodedSplit
+    from pico_hf.core.token_features import TokenFeatures
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
     from pico_hf.data.image_pairs import ImagePairDataset
     from pico_hf.data.loading import load_image_text
     from pico_hf.data.pair_collator import ImagePairCollator
     from pico_hf.data.stream import ImageTextStream
+    from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
+    from pico_hf.encoders.table import register_encoder
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.explanation import Explanation, explain
+    from pico_hf.hub.prototype_files import PicoPrototypes
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
+    from pico_hf.modeling_outputs import PicoOutput
+    from pico_hf.modeling_pico import PicoModel
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
@@ -51,6 +49,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EncoderSpec": "pico_hf.encoders.spec",
+    "PicoConfig": "pico_hf.configuration_pico",
+    "PicoModel": "pico_hf.modeling_pico",
+    "PicoOutput": "pico_hf.modeling_outputs",
+    "PicoPrototypes": "pico_hf.hub.prototype_files",
+    "Step": "pico_hf.encoders.spec",
+    "TokenFeatures": "pico_hf.core.token_features",
+    "TokenMap": "pico_hf.encoders.spec",
+    "register_encoder": "pico_hf.encoders.table",
     "EncodedImagePairs": "pico_hf.training.image_retrieval",
     "EncodedSplit": "pico_hf.core.encoded_split",
     "Explanation": "pico_hf.explanation",
@@ -125,9 +132,9 @@ __all__ = [
     "split_scores",
 ]
 
-AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)
-AutoModel.register(PicoConfig, PicoModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(PicoConfig, PicoModel, exist_ok=True)
+# The command line registers them when a command begins: its help should not cost seconds.
+if "pico_hf_command" not in sys.modules:
+    import_module("pico_hf.registration")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pico_hf.core.canonical import PairMoments
+from pico_hf.core.pair_moments import PairMoments
 
 RIDGE = 0.3  # in units of the mean eigenvalue
 LEAST_CORRELATION = 1e-6  # of the largest: less is rounding
