@@ -113,5 +113,10 @@ def _mixed(scores: Tensor, cosines: Tensor, share: float) -> Tensor:
 
 
 def _best(scores: Tensor, rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    if not bool(scores.isfinite().all()):
+        raise ValueError(
+            "A query, or an image of the index, has vectors that are not finite. Look for damage "
+            "with `verify`, and make the index anew from images."
+        )
     order = scores.sort(descending=True, stable=True).indices[:top_k]
     return scores[order], rows[order]
