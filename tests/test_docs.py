@@ -35,7 +35,7 @@ PACKAGE = ROOT / "src" / "pico_hf"
 def failures(tmp_path_factory) -> dict[str, str]:
     """Page → why its Python could not be run; one process for all pages, since it takes seconds."""
     hub, folder = Hub(), tmp_path_factory.mktemp("pages")
-    hub.tokens["writer"][1].update({"me", "openai"})
+    hub.tokens["writer"][1].update({"me", "openai", "google", "google-bert"})
     script = (
         "import json, sys; from pathlib import Path; from pages import run_pages; "
         "print(json.dumps(run_pages(sys.argv[1:], Path.cwd())))"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.recipes import Recipe, recipe
     from pico_hf.retriever import Match, PicoRetriever
     from pico_hf.search.index import Hit, PicoIndex
     from pico_hf.training.encoding import SplitEncoder
@@ -82,6 +83,8 @@ _LAZY = {
     "load_adapter_model": "pico_hf.lora",
     "load_image_text": "pico_hf.data.loading",
     "pico_lora_config": "pico_hf.lora",
+    "Recipe": "pico_hf.recipes",
+    "recipe": "pico_hf.recipes",
     "retrieval_metric_path": "pico_hf.evaluate_metric",
     "save_adapter": "pico_hf.lora",
     "score_images": "pico_hf.training.image_retrieval",
@@ -109,6 +112,7 @@ __all__ = [
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
+    "Recipe",
     "SplitEncoder",
     "Step",
     "TokenFeatures",
@@ -120,6 +124,7 @@ __all__ = [
     "load_adapter_model",
     "load_image_text",
     "pico_lora_config",
+    "recipe",
     "register_encoder",
     "retrieval_metric_path",
     "save_adapter",
