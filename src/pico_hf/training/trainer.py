@@ -39,7 +39,7 @@ from pico_hf.training.refusals import (
     check_mini_batches,
     check_model,
 )
-from pico_hf.training.resumable import ResumableTrainer
+from pico_hf.training.sharding import ShardingTrainer, on_whole_model
 from pico_hf.training.splits import (
     as_pairs,
     check_best_metric,
@@ -51,7 +51,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(ResumableTrainer):
+class PicoTrainer(ShardingTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -192,6 +192,7 @@ class PicoTrainer(ResumableTrainer):
         """Name of the dev split's rSum in the metrics of a run."""
         return self.feedback.metric
 
+    @on_whole_model
     def construct_prototypes(self) -> None:
         """One iteration of style prototypes, or one alignment of canonical columns.
 
