@@ -46,6 +46,7 @@ def test_fsdp_is_refused_where_accelerate_would_ignore_it(tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         tiny_trainer(tmp_path, fsdp=True)
     assert "\n" not in str(error.value)
+    tiny_trainer(tmp_path)  # later runs of this process go on as they are
 
 
 def test_fsdp_of_a_launcher_is_refused_alike(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from pico_hf.hub.adapter_files import base_model
 from pico_hf.training_args import PicoTrainingArguments
 
+FSDP_VARIABLE = "ACCELERATE_USE_FSDP"  # of `accelerate launch`, and set by accelerate itself
+
 
 def check_devices(args: PicoTrainingArguments, model: Any) -> None:
     """Refuses several GPUs in one process, and several processes that could not train together.
@@ -66,7 +68,7 @@ def check_sharding(args: PicoTrainingArguments, accelerator: Accelerator, model:
     Raises:
         ValueError: See above.
     """
-    if not (args.fsdp or asked_of_launcher("ACCELERATE_USE_FSDP")):
+    if not (args.fsdp or asked_of_launcher(FSDP_VARIABLE)):
         return
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:

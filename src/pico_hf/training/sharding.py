@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils.fsdp_utils import get_parameters_from_modules
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -24,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule
 from pico_hf.encoders.projection_modules import projection_parameters
 from pico_hf.hub.adapter_files import base_model
 from pico_hf.hub.tensors import checked_tensors
-from pico_hf.training.device_refusals import check_sharding
+from pico_hf.training.device_refusals import FSDP_VARIABLE, check_sharding
 from pico_hf.training.resumable import ResumableTrainer
 from pico_hf.training.resuming import check_checkpoint_weights
 
@@ -48,8 +50,17 @@ class ShardingTrainer(ResumableTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         """Refuses what accelerate would ignore; see `Trainer`."""
+        before = os.environ.get(FSDP_VARIABLE)
         super().create_accelerator_and_postprocess()
-        check_sharding(self.args, self.accelerator, getattr(self, "model", None))
+        try:
+            check_sharding(self.args, self.accelerator, getattr(self, "model", None))
+        except ValueError:
+            # accelerate has noted it for the whole process, where later runs would find it.
+            AcceleratorState._reset_state()
+            os.environ.pop(FSDP_VARIABLE, None)
+            if before is not None:
+                os.environ[FSDP_VARIABLE] = before
+            raise
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.sharded:

@@ -39,6 +39,7 @@ from pico_hf.training.refusals import (
     check_mini_batches,
     check_model,
 )
+from pico_hf.training.reporting import ReportCallback
 from pico_hf.training.sharding import ShardingTrainer, on_whole_model
 from pico_hf.training.splits import (
     as_pairs,
@@ -121,7 +122,8 @@ class PicoTrainer(ShardingTrainer):
             self.eval_dataset = each(self._cache, dev)
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
-        self.callback_handler.callbacks.insert(0, callback)
+        report = ReportCallback(lambda: self.pico_model, lambda: self.callback_handler.callbacks)
+        self.callback_handler.callbacks[:0] = [callback, report]
         self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
