@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     recorder = Recorder()
     trainer = tiny_trainer(
         tmp_path_factory.mktemp("reported"),
-        {"model": tiny_model(estimator="paper"), "callbacks": [recorder]},
+        {"model": tiny_model(estimators=["style"]), "callbacks": [recorder]},
         prototype_warmup_epochs=1.0,
         num_train_epochs=2,
         save_strategy="no",
