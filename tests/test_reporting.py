@@ -1,0 +1,111 @@
+"""What a run tells `report_to`."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from transformers import TrainerCallback
+
+from pico_hf.training import reporting
+from tiny_trainer import BARE, tiny_model, tiny_trainer
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+ADDED = {
+    "pico_images_per_second",
+    "pico_peak_memory_mb",
+    "pico_phase",
+    "pico_pooled_share",
+    *(f"pico_weight_{what}" for what in ("std", "min", "p10", "p50", "p90", "max")),
+}
+
+
+class Recorder(TrainerCallback):
+    """Stands for a stock callback: keeps every entry, and images if it is to take any."""
+
+    def __init__(self) -> None:
+        self.entries, self.images = [], []
+        self.tb_writer = self
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.entries.append(dict(logs))
+
+    def add_figure(self, name, figure, step, close):
+        self.images.append((name, figure, step))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    recorder = Recorder()
+    trainer = tiny_trainer(
+        tmp_path_factory.mktemp("reported"),
+        {"model": tiny_model(estimators=["style"]), "callbacks": [recorder]},
+        prototype_warmup_epochs=1.0,
+        num_train_epochs=2,
+        save_strategy="no",
+        load_best_model_at_end=False,
+    )
+    trainer.train()
+    return trainer, recorder
+
+
+def test_every_entry_tells_how_the_run_goes(run):
+    _, recorder = run
+    losses = [entry for entry in recorder.entries if "loss" in entry]
+    assert len(losses) == 6
+    assert all(entry.keys() >= ADDED for entry in losses)
+    assert all(isinstance(entry[name], int | float) for entry in losses for name in ADDED)
+    assert [entry["pico_phase"] for entry in losses] == [0, 0, 1, 1, 1, 2]
+    assert all(entry["pico_images_per_second"] > 0 for entry in losses)
+    assert all(entry["pico_peak_memory_mb"] > 50 for entry in losses)
+
+
+def test_what_a_prototype_brought_and_the_weights_that_follow_are_told(run):
+    trainer, recorder = run
+    brought = [entry for entry in recorder.entries if "pico_style_feedback" in entry]
+    assert brought
+    last = recorder.entries[-1]
+    assert last["pico_weight_std"] > 0
+    weights = trainer.pico_model.column_weights
+    assert last["pico_weight_max"] == pytest.approx(float(weights.max()))
+    assert last["pico_weight_p50"] == pytest.approx(float(weights.quantile(0.5)))
+
+
+def test_a_writer_of_images_gets_the_spectrum_whenever_it_changed(run):
+    trainer, recorder = run
+    assert {name for name, _, _ in recorder.images} == {"pico/semantic_probability"}
+    assert all(isinstance(figure, Figure) for _, figure, _ in recorder.images)
+    brought = [entry for entry in recorder.entries if "pico_style_feedback" in entry]
+    assert len(recorder.images) == 1 + len(brought) > 1
+    drawn = recorder.images[-1][1].axes[0].lines[0].get_ydata()
+    expected = trainer.pico_model.semantic_probability.sort(descending=True).values
+    torch.testing.assert_close(torch.as_tensor(drawn).float(), expected.float())
+
+
+def test_the_history_that_a_resumed_run_must_repeat_holds_no_times(run):
+    trainer, _ = run
+    history = {name for entry in trainer.state.log_history for name in entry}
+    assert not history & {"pico_images_per_second", "pico_peak_memory_mb"}
+
+
+def test_images_per_second_count_all_images_of_a_step(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: next(clock))
+    recorder = Recorder()
+    trainer = tiny_trainer(
+        tmp_path,
+        {"callbacks": [recorder]},
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        **BARE,
+    )
+    trainer.train()
+    speeds = [entry.get("pico_images_per_second") for entry in recorder.entries[:2]]
+    assert speeds == [8.0, 8.0]
+
+
+def test_the_guide_lists_every_name():
+    text = PAGE.read_text(encoding="utf-8")
+    assert set(re.findall(r"`(pico_\w+)`", text)) >= ADDED
