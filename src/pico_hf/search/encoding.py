@@ -15,7 +15,7 @@ from pico_hf.core.compression import merge_tokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.images import as_rgb
 from pico_hf.search.fingerprint import image_side_fingerprint
-from pico_hf.search.ranking import Queries
+from pico_hf.search.queries import Queries
 from pico_hf.search.shards import ImageVectors
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from PIL import Image
 from pico_hf.data.identity import content_digest, pixel_digest
 from pico_hf.data.images import REFUSED_FORMATS, as_rgb, file_bytes
 from pico_hf.search.payload import Payload, checked_payload
+
+READ_IMAGES, READ_BYTES = 64, 2**27  # that are read ahead
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,31 @@ class SourceImage:
             return content_digest(self.value), self.value
         image = as_rgb(self.value)
         return pixel_digest(image), image
+
+
+ReadImage = tuple[SourceImage, tuple[str, Any] | Exception]  # with its digest and content
+
+
+def read_ahead(images: Iterable[SourceImage]) -> Iterator[list[ReadImage]]:
+    """Images with their contents, some at a time; an image that cannot be read with its error."""
+    group: list[ReadImage] = []
+    size = 0
+    for image in images:
+        try:
+            read: tuple[str, Any] | Exception = image.read()
+            size += _bytes(read[1])
+        except (ValueError, OSError) as error:
+            read = error
+        group.append((image, read))
+        if len(group) >= READ_IMAGES or size >= READ_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _bytes(content: Any) -> int:
+    return len(content) if isinstance(content, bytes) else content.width * content.height * 3
 
 
 def images_of(
