@@ -52,6 +52,10 @@ class IndexEncoder:
         """Of the image side; None without a model."""
         return None if self.retriever is None else image_side_fingerprint(self._quiet)
 
+    def width(self) -> int | None:
+        """Columns of what is stored; None without a model."""
+        return None if self.retriever is None else len(self.retriever.model.column_weights)
+
     def decode(self, content: Any) -> Image.Image:
         """An image in RGB."""
         return as_rgb(content, self.retriever.collate.background)

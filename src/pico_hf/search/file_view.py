@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pico_hf.search.payload import Filter, check_filter, matches, payload_of
-from pico_hf.search.protocol import Candidates
 from pico_hf.search.queries import Queries
-from pico_hf.search.vectors import ShardVectors
+from pico_hf.search.vectors import Candidates, ShardVectors
 
 
 class FileView:

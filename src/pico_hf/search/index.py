@@ -18,7 +18,7 @@ from pico_hf.search.protocol import Store
 from pico_hf.search.qdrant_places import create_qdrant, is_url, open_qdrant
 from pico_hf.search.ranking import best_images
 from pico_hf.search.shards import DTYPES, StoredImage
-from pico_hf.search.sources import images_of
+from pico_hf.search.sources import SourceImage, images_of
 from pico_hf.search.store import ImageStore
 from pico_hf.search.upsert import AddReport, Upsert
 
@@ -95,6 +95,7 @@ class PicoIndex:
             temporary = tempfile.TemporaryDirectory(prefix="pico-hf-")
             folder = temporary.name
         if store == "qdrant" or client is not None or is_url(folder):
+            facts["width"] = encoder.width()
             index = cls(create_qdrant(folder, facts, client), encoder)
         else:
             index = cls(ImageStore.create(Path(folder), facts), encoder)
@@ -246,19 +247,28 @@ class PicoIndex:
             ValueError: If there is no image that can be read, or arguments do not fit.
             OSError: If the disk is full; what was stored before stays.
         """
-        retriever = self._encoder.required("add images")
+        self._encoder.required("add images")
         if commit_images < 1:
             raise ValueError(f"`commit_images` must be >= 1, got {commit_images}.")
         images = images_of(source, ids, payloads, image_column, id_column)
         with self._store.writing():
-            upsert = Upsert(
-                self._store,
-                self._encoder.images,
-                self._encoder.decode,
-                retriever.batch_size,
-                commit_images,
-            )
-            return upsert.run(images, skip_bad_images, show_progress)
+            report = self.add_share(images, skip_bad_images, commit_images, show_progress)
+        report.check(len(images))
+        return report
+
+    def add_share(
+        self,
+        images: Sequence[SourceImage],
+        skip_bad_images: bool,
+        commit_images: int,
+        show_progress: bool,
+    ) -> AddReport:
+        """What `add` does, beside other processes that do the same; see `pico_hf.search.bulk`."""
+        self._store.refresh()
+        encoder = self._encoder
+        size = encoder.required("add images").batch_size
+        upsert = Upsert(self._store, encoder.images, encoder.decode, size, commit_images)
+        return upsert.run(images, skip_bad_images, show_progress)
 
     def add_features(
         self,

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol
-
-import torch
-from torch import Tensor
 
 from pico_hf.search.payload import Filter
 from pico_hf.search.queries import Queries
-from pico_hf.search.shards import Shard, StoredImage
-from pico_hf.search.vectors import ShardVectors
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Images that are scored exactly.
-
-    Attributes:
-        records: Of every row of `vectors`.
-        vectors: Of these images, and of others maybe.
-        rows: Which rows are meant, ascending.
-    """
-
-    records: Sequence[dict[str, Any]]
-    vectors: ShardVectors
-    rows: Tensor
-
-    @classmethod
-    def of(cls, images: Sequence[StoredImage]) -> Candidates:
-        """Images in memory, in fp32."""
-        vectors = ShardVectors([Shard.of(images)] if images else [], "float32")
-        return cls([image.record for image in images], vectors, torch.arange(len(images)))
+from pico_hf.search.shards import StoredImage
+from pico_hf.search.vectors import Candidates
 
 
 class View(Protocol):

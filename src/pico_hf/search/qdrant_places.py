@@ -20,8 +20,15 @@ def is_url(place: Any) -> bool:
     return isinstance(place, str) and place.startswith(("http://", "https://"))
 
 
+def is_there(place: Any, client: Any = None) -> bool:
+    """Whether there is an index, of any kind."""
+    if client is None and not is_url(place):
+        return (Path(place) / MANIFEST).is_file()
+    return _on_server(place, client).facts() is not None
+
+
 def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> QdrantStore:
-    """A new collection; on a server it is made with the first image.
+    """A new collection; without a width it is made with the first image.
 
     Args:
         place: A folder, an address, or with `client` a name.
@@ -36,14 +43,18 @@ def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> Qdra
         folder = Path(place)
         new_folder(folder)
         write_manifest(folder, {**facts, "store": EDGE, "generation": 0})
-        return _edge_store(folder, read_manifest(folder))
+        store = _edge_store(folder, read_manifest(folder))
+        store.make_ready()
+        return store
     points = _on_server(place, client)
     if points.facts() is not None:
         raise ValueError(
             f"`folder` {str(place)!r} is a collection already. Open it with `PicoIndex.open`, or "
             "name another one."
         )
-    return _server_store(str(place), facts, points, made=False)
+    store = _server_store(str(place), facts, points, made=False)
+    store.make_ready()
+    return store
 
 
 def open_qdrant(place: Any, client: Any = None) -> QdrantStore | None:
@@ -72,12 +83,12 @@ def _edge_store(folder: Path, manifest: dict[str, Any]) -> QdrantStore:
 
     def make(facts: dict[str, Any]) -> Points:
         points = EdgePoints.create(shard, facts["width"], facts["dtype"])
-        more = {"store": EDGE, "generation": 1}
-        write_manifest(folder, {**facts, **more})  # from here on the shard is part of the index
+        made = {**facts, "store": EDGE, "generation": 1}
+        write_manifest(folder, made)  # from here on the shard is part of the index
         return points
 
     facts = {key: manifest[key] for key in ("dtype", "width", "merging", "encoder")}
-    points = None if facts["width"] is None else EdgePoints(shard)
+    points = EdgePoints(shard) if manifest["generation"] else None
     return QdrantStore(str(folder), facts, points, make)
 
 

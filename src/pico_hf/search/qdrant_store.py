@@ -132,6 +132,11 @@ class QdrantStore:
             self._points.delete(gone)
         self.refresh()
 
+    def make_ready(self) -> None:
+        """Makes the collection if the width is known."""
+        if self._facts["width"] is not None:
+            self._ready(self._facts["width"])
+
     def _ready(self, width: int) -> Points:
         if self._points is None:
             facts = {**self._facts, "width": width}

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from pico_hf.search.payload import Filter, check_filter, matches, payload_of
-from pico_hf.search.protocol import Candidates
 from pico_hf.search.qdrant_filter import condition_of
 from pico_hf.search.qdrant_points import POOLED, SUMMARY, TOKENS, Condition, Point, Points
 from pico_hf.search.queries import Queries
 from pico_hf.search.shards import StoredImage
+from pico_hf.search.vectors import Candidates
 
 PAGE, PAGE_RECORDS = 64, 1000  # points that are read at a time, with vectors and without
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.search.protocol import Candidates, View
+from pico_hf.search.protocol import View
 from pico_hf.search.queries import Queries, mixed
+from pico_hf.search.vectors import Candidates
 
 # Up to so many images a scan of all tokens takes a fraction of a second.
 EXACT_UP_TO = 2000

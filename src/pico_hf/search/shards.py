@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pico_hf.core.compression import dequantise, quantise
+from pico_hf.core.quantisation import dequantise, quantise
 from pico_hf.search.files import bytes_digest, file_digest, write_file
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}

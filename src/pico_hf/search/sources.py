@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,10 @@ class _Rows(Sequence[SourceImage]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def ids(self) -> list[Any]:
+        """Of all rows, without reading their images."""
+        return list(self.rows[self.id_column])
+
     def __iter__(self) -> Iterator[SourceImage]:
         return (self[number] for number in range(len(self)))
 
@@ -209,3 +214,28 @@ class _Rows(Sequence[SourceImage]):
         payload = checked_payload({column: row[column] for column in self.fields}, name)
         key = None if self.id_column is None else str(row[self.id_column])
         return SourceImage(name, value, os.path.abspath(path) if path else None, payload, key)
+
+
+class Share(Sequence[SourceImage]):
+    """The images of one of several processes.
+
+    Args:
+        images: Of all.
+        rank: Number of the process, from 0.
+        count: How many processes there are.
+        by_id: True if images may have the same id: those go to one process.
+    """
+
+    def __init__(self, images: Sequence[SourceImage], rank: int, count: int, by_id: bool) -> None:
+        numbers: Sequence[int] = range(rank, len(images), count)
+        if by_id and count > 1:
+            keys = images.ids() if isinstance(images, _Rows) else [one.key for one in images]
+            hashes = (zlib.crc32(str(key).encode()) for key in keys)
+            numbers = [number for number, own in enumerate(hashes) if own % count == rank]
+        self._images, self._numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._images[self._numbers[number]]

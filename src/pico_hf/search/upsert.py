@@ -41,6 +41,21 @@ class AddReport:
     duplicates: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
+    @classmethod
+    def total(cls, reports: Sequence[AddReport]) -> AddReport:
+        """What several processes did."""
+        counts = ("added", "updated", "unchanged", "duplicates")
+        sums = {name: sum(getattr(one, name) for one in reports) for name in counts}
+        return cls(**sums, skipped=[skip for one in reports for skip in one.skipped])
+
+    def check(self, images: int) -> None:
+        """Raises ValueError if none of so many images could be read."""
+        if len(self.skipped) == images:
+            raise ValueError(
+                f"`source` must hold images that can be read, got {images} that cannot: "
+                f"{self.skipped[0][0]} ({self.skipped[0][1]})."
+            )
+
 
 @dataclass
 class _Pending:
@@ -92,7 +107,7 @@ class Upsert:
         """Adds all images of a source.
 
         Raises:
-            ValueError: If none of them can be read, or any if `skip_bad` is False.
+            ValueError: If one cannot be read and `skip_bad` is False.
             OSError: If the disk is full; what was stored before stays.
         """
         with tqdm(total=len(images), desc="Indexing", disable=not show_progress) as bar:
@@ -107,11 +122,6 @@ class Upsert:
         if self._gone:
             again, self._gone = self._gone, []
             return self.run(again, skip_bad, show_progress=False)
-        if len(self.report.skipped) == len(images):
-            raise ValueError(
-                f"`source` must hold images that can be read, got {len(images)} that cannot: "
-                f"{self.report.skipped[0][0]} ({self.report.skipped[0][1]})."
-            )
         if self.report.duplicates:
             logger.warning(
                 "%d images have the content of another one and are stored once, with the payload "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pico_hf.core.compression import dequantise
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.quantisation import dequantise
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.search.queries import Queries, mixed
-from pico_hf.search.shards import Shard
+from pico_hf.search.shards import Shard, StoredImage
 
 
 class ShardVectors:
@@ -86,3 +88,24 @@ class ShardVectors:
             self._lengths = metric, lengths
         products = torch.cat([shard.summary @ queries.t() for shard in self._shards])
         return products / lengths.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images that are scored exactly.
+
+    Attributes:
+        records: Of every row of `vectors`.
+        vectors: Of these images, and of others maybe.
+        rows: Which rows are meant, ascending.
+    """
+
+    records: Sequence[dict[str, Any]]
+    vectors: ShardVectors
+    rows: Tensor
+
+    @classmethod
+    def of(cls, images: Sequence[StoredImage]) -> Candidates:
+        """Images in memory, in fp32."""
+        vectors = ShardVectors([Shard.of(images)] if images else [], "float32")
+        return cls([image.record for image in images], vectors, torch.arange(len(images)))
