@@ -259,6 +259,27 @@ def test_an_index_is_opened_again_and_refuses_another_model(place, photos, tmp_p
         place.open("nothing", tool)
 
 
+def test_images_without_the_pooled_feature_are_counted_and_completed(place):
+    tool = retriever(pooled_share=1 / 3)
+    index = place.create("index", tool, dtype="float32")
+    width = len(tool.model.column_weights)
+    images, words = synthetic(12, width=width)
+    pooled = torch.nn.functional.normalize(torch.randn(12, width), dim=1)
+    whole = TokenFeatures(images.features, images.mask, pooled)
+    words = TokenFeatures(words.features[:6], words.mask[:6], pooled[:6])
+    ids = [str(n) for n in range(12)]
+    index.add_features(whole[:9], ids[:9])
+    index.add_features(images[9:], ids[9:], [{"kind": "alone"}] * 3)
+    with pytest.raises(ValueError, match="the index holds 3 images without one"):
+        index.search(words)
+    assert len(index.search(words, filter=lambda payload: "kind" not in payload)[0]) == 9
+    index.add_features(whole[9:], ids[9:])
+    expected = tool.model.score(whole, words)
+    for number, hits in enumerate(index.search(words, 12)):
+        scores = torch.tensor([hit.score for hit in sorted(hits, key=lambda hit: int(hit.id))])
+        torch.testing.assert_close(scores, expected[:, number], rtol=0, atol=2e-6)
+
+
 def test_an_edge_index_is_open_in_one_process(photos, tmp_path):
     index = PicoIndex.create(tmp_path / "index", retriever(), store="qdrant")
     add(index, photos)
@@ -276,7 +297,8 @@ def test_folders_and_collections_of_others_are_left_alone(photos, tmp_path):
     with pytest.raises(ValueError, match="Add the name of a collection"):
         PicoIndex.create("http://localhost:6333")
     client = qdrant_client.QdrantClient(":memory:")
-    client.create_collection("theirs", vectors_config={})
+    one = qdrant_client.models.VectorParams(size=4, distance=qdrant_client.models.Distance.DOT)
+    client.create_collection("theirs", vectors_config=one)
     for call in (PicoIndex.create, PicoIndex.open):
         with pytest.raises(ValueError, match="is no index of pico_hf"):
             call("theirs", client=client)

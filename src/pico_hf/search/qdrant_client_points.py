@@ -43,6 +43,8 @@ class ClientPoints:
         place: Its address, for messages.
     """
 
+    truth_values = True
+
     def __init__(self, client: Any, name: str, place: str) -> None:
         self._models = client_library().models
         self._client, self._name, self._place = client, name, place
@@ -190,6 +192,7 @@ def _point(one: Any) -> Point:
 def _kit(models: Any) -> SimpleNamespace:
     """What `Condition.filter` is built from."""
     return SimpleNamespace(
+        truth_values=True,
         Filter=lambda must: models.Filter(must=must),
         AnyOf=lambda conditions: models.Filter(should=conditions),
         Equal=lambda field, value: models.FieldCondition(

@@ -40,6 +40,8 @@ class EdgePoints:
         folder: Of a shard that was made before.
     """
 
+    truth_values = False  # qdrant-edge 0.9 takes MatchValue(True) for a number
+
     def __init__(self, folder: Path) -> None:
         self._edge, self._folder = edge_library(), folder
         self._kit = _kit(self._edge)
@@ -164,6 +166,7 @@ def _not_written(error: Exception, folder: Path) -> OSError:
 def _kit(edge: Any) -> SimpleNamespace:
     """What `Condition.filter` is built from."""
     return SimpleNamespace(
+        truth_values=False,
         Filter=lambda must: edge.Filter(must=must),
         AnyOf=lambda conditions: edge.Filter(should=conditions),
         Equal=lambda field, value: edge.FieldCondition(field, match=edge.MatchValue(value)),

@@ -13,11 +13,16 @@ from pico_hf.search.qdrant_points import Condition
 _PLAIN, _MADE = re.compile(r"[A-Za-z_]\w*"), ("path", "paths")
 
 
-def condition_of(chosen: Filter | None) -> tuple[Condition, bool]:
+def condition_of(chosen: Filter | None, truth_values: bool) -> tuple[Condition, bool]:
     """(condition, whether it says all that a filter does).
 
-    What it does not say is checked with every payload that passes the condition: functions, None,
-    and values that are neither texts nor numbers.
+    Args:
+        chosen: See `PicoIndex.search`.
+        truth_values: See `Points`.
+
+    Returns:
+        What the condition does not say has to be checked with every payload that passes it:
+        functions, None, and values that are neither texts nor numbers.
     """
     condition, whole = Condition(), True
     if chosen is None:
@@ -27,12 +32,15 @@ def condition_of(chosen: Filter | None) -> tuple[Condition, bool]:
     for field, wanted in chosen.items():
         values = list(wanted) if isinstance(wanted, list | tuple | set | frozenset) else [wanted]
         plain = isinstance(field, str) and _PLAIN.fullmatch(field) and field not in _MADE
-        if plain and values and _are_plain(values):
+        if plain and values and _are_plain(values, truth_values):
             condition = condition.having(f"payload.{field}", values)
         else:
             whole = False
     return condition, whole
 
 
-def _are_plain(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, str | int | float) for value in values)
+def _are_plain(values: Iterable[Any], truth_values: bool) -> bool:
+    return all(
+        isinstance(value, str | int | float) and (truth_values or value not in (0, 1))
+        for value in values
+    )

@@ -62,7 +62,7 @@ class Condition:
 
         Args:
             kit: `Filter(must)`, `AnyOf(conditions)`, `Equal(field, value)`, `Between(field, low,
-                high)` and `Ids(ids)`.
+                high)`, `Ids(ids)` and `truth_values`.
         """
         must = [kit.AnyOf(self._values(kit, *own)) for own in self.fields]
         if self.ids is not None:
@@ -78,13 +78,19 @@ class Condition:
                 found.append(kit.Equal(field, value))
                 continue
             found.append(kit.Between(field, float(value), float(value)))
-            if value in (0, 1):
+            if value in (0, 1) and kit.truth_values:
                 found.append(kit.Equal(field, bool(value)))
         return found
 
 
 class Points(Protocol):
-    """A collection; every method raises OSError if it cannot be reached or written."""
+    """A collection; every method raises OSError if it cannot be reached or written.
+
+    Attributes:
+        truth_values: Whether conditions can tell True and False, which 1 and 0 are equal to.
+    """
+
+    truth_values: bool
 
     def put(self, points: Sequence[Point]) -> None:
         """Adds points or replaces them as a whole."""

@@ -98,7 +98,7 @@ class QdrantStore:
     def has_summary(self, key: str) -> bool:
         """See `Store`."""
         stored = self._stored(key)
-        return stored is not None and stored["has_summary"]
+        return stored is not None and bool(stored["has_summary"])
 
     def _stored(self, key: str) -> dict[str, Any] | None:
         if key not in self._records and self._points is not None:
@@ -121,9 +121,9 @@ class QdrantStore:
         if images:
             self._ready(images[0].tokens.shape[1]).put([_point(image) for image in images])
         if records:
-            known = {one["id"]: self.has_summary(one["id"]) for one in records}
             payloads = {
-                point_id(one["id"]): {**one, "has_summary": known[one["id"]]} for one in records
+                point_id(one["id"]): {**one, "has_summary": int(self.has_summary(one["id"]))}
+                for one in records
             }
             assert self._points is not None
             self._points.put_payloads(payloads)
@@ -166,5 +166,5 @@ def _point(image: StoredImage) -> Point:
     vectors = {POOLED: image.pooled.numpy(), TOKENS: image.in_fp32().numpy()}
     if image.summary is not None:
         vectors[SUMMARY] = image.summary.numpy()
-    payload = {**image.record, "has_summary": image.summary is not None}
+    payload = {**image.record, "has_summary": int(image.summary is not None)}
     return Point(point_id(image.record["id"]), payload, vectors)

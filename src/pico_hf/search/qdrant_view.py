@@ -30,7 +30,7 @@ class QdrantView:
 
     def __init__(self, points: Points | None, chosen: Filter | None) -> None:
         self._points = points
-        self._condition, whole = condition_of(chosen)
+        self._condition, whole = condition_of(chosen, points is not None and points.truth_values)
         if points is not None and chosen is not None:
             if not whole:
                 self._condition = self._passing(points, chosen)
@@ -56,7 +56,7 @@ class QdrantView:
         """See `View`."""
         if self._points is None:
             return 0
-        return self._points.count(self._condition.having("has_summary", [False]))
+        return self._points.count(self._condition.having("has_summary", [0]))
 
     def blocks(self) -> Iterator[Candidates]:
         """See `View`."""
