@@ -34,10 +34,11 @@ def test_clickhouse_gives_the_score_of_both_directions(tmp_path: Path):
     images, words = synthetic(40)
     lengths = torch.arange(40) % 5 + 8
     images = TokenFeatures(images.features, torch.arange(12) < lengths.unsqueeze(1))
+    sides = (images.features, images.mask)
     rows = {
         "id": [str(n) for n in range(40)],
         "pooled": images.mean().tolist(),
-        "tokens": [own[mask].tolist() for own, mask in zip(images.features, images.mask)],
+        "tokens": [own[mask].tolist() for own, mask in zip(*sides, strict=True)],
     }
     floats = pyarrow.list_(pyarrow.float32())
     schema = pyarrow.schema(

@@ -148,8 +148,13 @@ class PicoIndex:
         return self._encoder.retriever
 
     @property
+    def place(self) -> str:
+        """Folder or address of the index, as `open` takes it."""
+        return self._store.place
+
+    @property
     def folder(self) -> Path:
-        """Where the index is; an address, if it is on a server."""
+        """Where the index is, unless it is on a server."""
         return Path(self._store.place)
 
     def save(self, folder: str | os.PathLike) -> None:
