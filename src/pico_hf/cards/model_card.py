@@ -41,8 +41,7 @@ class ModelFacts:
         results: Split → model → metrics, `{"seen": {"base": {"rsum": …}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
-        iterations: The trainer's log entries about prototypes, one per iteration or candidate.
-        canonical: True if these entries are candidates of canonical columns.
+        refinements: What every proposal brought, as `logged_refinements` reads it from the log.
         arguments: Training arguments to show.
         command: The command that trained the model, empty if unknown.
         commit: Commit of the code that ran it, empty if unknown.
@@ -55,8 +54,7 @@ class ModelFacts:
     results: Results
     column_weights: Tensor
     semantic_probability: Tensor
-    iterations: Sequence[dict[str, Any]] = ()
-    canonical: bool = False
+    refinements: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
@@ -99,11 +97,10 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
     """
     facts = public_facts(facts)
     plots = find_spec("matplotlib") is not None  # an optional dependency
-    entry = "candidate" if facts.canonical else "iteration"
     if plots:
         plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
-    if plots and facts.iterations:
-        plot_feedback(facts.iterations, folder / "plots" / "iterations.png", entry)
+    if plots and facts.refinements:
+        plot_feedback(facts.refinements, folder / "plots" / "feedback.png")
     template = files("pico_hf.cards").joinpath("model_card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _metadata(facts),
@@ -111,8 +108,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         **_weights(facts.column_weights.float()),
         name=facts.name,
         table=comparison_table(facts.results),
-        entry=entry,
-        iterations=list(facts.iterations),
+        refinements=list(facts.refinements),
         arguments=facts.arguments,
         command=facts.command,
         commit=facts.commit,
