@@ -68,7 +68,8 @@ def embed(
         error = raised
     _raise_together(together, error)
     try:
-        index = index or PicoIndex.open(folder, retriever, verify=False, client=client)
+        if index is None:
+            index = PicoIndex.open(folder, retriever, verify=False, client=client)
         share = Share(images, together.rank, together.count, id_column is not None)
         report = index.add_share(
             share, skip_bad_images, commit_images, show_progress and together.first

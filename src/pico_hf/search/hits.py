@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pico_hf.search.payload import Payload, payload_of
-from pico_hf.search.ranking import Found
+
+Found = list[tuple[float, dict[str, Any]]]  # (score, record), best first
 
 
 @dataclass(frozen=True)

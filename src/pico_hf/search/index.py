@@ -131,9 +131,9 @@ class PicoIndex:
         """
         if damaged not in ("refuse", "leave_out"):
             raise ValueError(f"`damaged` must be 'refuse' or 'leave_out', got {damaged!r}.")
-        store = open_qdrant(folder, client) or ImageStore(
-            Path(folder), verify=verify, damaged=damaged
-        )
+        store: Store | None = open_qdrant(folder, client)
+        if store is None:
+            store = ImageStore(Path(folder), verify=verify, damaged=damaged)
         try:
             encoder = IndexEncoder(retriever, store.facts["merging"])
             check_same_encoder(store.facts["encoder"], encoder.fingerprint())

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.search.hits import Found
 from pico_hf.search.protocol import View
 from pico_hf.search.queries import Queries, mixed
 from pico_hf.search.vectors import Candidates
 
 # Up to so many images a scan of all tokens takes a fraction of a second.
 EXACT_UP_TO = 2000
-
-Found = list[tuple[float, dict[str, Any]]]  # (score, record), best first
 
 
 def _exact_scores(candidates: Candidates, queries: Queries) -> Tensor:
