@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -378,10 +376,8 @@ def test_what_a_killed_creation_left_is_made_anew(tmp_path):
     (tmp_path / "index" / "shard" / "half").write_bytes(b"x")
     images, words = synthetic(20)
     index = PicoIndex.open(tmp_path / "index")
-    assert index.search(words, 1) == [[] for _ in range(20)] or index.search(words[:1]) == [[]]
+    assert index.search(words[:2]) == [[], []]
     index.add_features(images, [str(n) for n in range(20)])
     assert not (tmp_path / "index" / "shard" / "half").exists()
     index.close()
     assert len(PicoIndex.open(tmp_path / "index")) == 20
-    shutil.rmtree(tmp_path / "index")
-    assert np.isfinite(images.features.numpy()).all()

@@ -41,13 +41,15 @@ class ClientPoints:
         client: A `QdrantClient`.
         name: Of the collection.
         place: Its address, for messages.
+        owned: Whether `close` closes the client; one that a user gave stays open.
     """
 
     truth_values = True
 
-    def __init__(self, client: Any, name: str, place: str) -> None:
+    def __init__(self, client: Any, name: str, place: str, owned: bool) -> None:
         self._models = client_library().models
         self._client, self._name, self._place = client, name, place
+        self._owned = owned
         self._kit = _kit(self._models)
 
     def facts(self) -> dict[str, Any] | None:
@@ -163,7 +165,8 @@ class ClientPoints:
 
     def close(self) -> None:
         """See `Points`."""
-        self._client.close()
+        if self._owned:
+            self._client.close()
 
     def _ask(self, call: Callable[..., Any], **options: Any) -> Any:
         from grpc import RpcError

@@ -104,7 +104,7 @@ def _server_store(
 
 def _on_server(place: Any, client: Any) -> ClientPoints:
     if client is not None:
-        return ClientPoints(client, str(place), str(place))
+        return ClientPoints(client, str(place), str(place), owned=False)
     address, _, name = str(place).rstrip("/").rpartition("/")
     if address in ("http:/", "https:/") or not name:
         raise ValueError(
@@ -113,4 +113,4 @@ def _on_server(place: Any, client: Any) -> ClientPoints:
         )
     key = os.environ.get("QDRANT_API_KEY")
     client = client_library().QdrantClient(url=address, api_key=key, check_compatibility=False)
-    return ClientPoints(client, name, str(place))
+    return ClientPoints(client, name, str(place), owned=True)
