@@ -35,7 +35,7 @@ def start(processes: int, *args: Path | str) -> None:
     script = Path(__file__).parent / "embed_run.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *launcher, str(script), *map(str, args)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 

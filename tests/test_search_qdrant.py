@@ -361,7 +361,7 @@ def test_shards_in_several_processes_together_answer_as_one_collection(tmp_path)
         args = (tmp_path / f"{number}", words, images[own], ids[number::3], out)
         processes.append(context.Process(target=search_shard, args=args))
         processes[-1].start()
-    parts = [out.get(timeout=240) for _ in processes]
+    parts = [out.get(timeout=600) for _ in processes]
     for process in processes:
         process.join(60)
     for number, best in enumerate(expected):
