@@ -95,7 +95,8 @@ class Feedback:
         """Lets the model's estimators propose, and takes what helps.
 
         Args:
-            when: Those that propose in `"training"`, or at its `"end"`; None: all of them.
+            when: Those that propose in `"training"`, or at its `"end"`; None: the latter, which need
+                no training, or all of a model that has none of them.
 
         Returns:
             What each proposal brought.
@@ -107,6 +108,7 @@ class Feedback:
             raise ValueError(
                 "Column weights are built from pairs, and there are none. Pass `train_dataset`."
             )
+        when = "end" if when is None and self.proposes("end") else when
         return construct(
             live_module(self.model.prototypes),
             [one for one in self.estimators if when in (None, SOURCES[one.source])],

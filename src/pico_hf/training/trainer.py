@@ -205,7 +205,7 @@ class PicoTrainer(ResumableTrainer):
         Args:
             when: `"training"`: those that propose at every evaluation of a run, style prototypes.
                 `"end"`: those that propose when it is over, canonical columns and the share of
-                pooled vectors. None: all.
+                pooled vectors. None: the latter, or all of a model that has none of them.
         """
         found = self.feedback.construct(when)
         self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
