@@ -60,8 +60,9 @@ def read_ahead(images: Iterable[SourceImage]) -> Iterator[list[ReadImage]]:
     group: list[ReadImage] = []
     size = 0
     for image in images:
+        read: tuple[str, Any] | Exception
         try:
-            read: tuple[str, Any] | Exception = image.read()
+            read = image.read()
             size += _bytes(read[1])
         except (ValueError, OSError) as error:
             read = error
