@@ -19,7 +19,8 @@ def main(photos: str, folder: str, message: str) -> None:
     tool = PicoRetriever(tiny_refined(), tiny_processor(), batch_size=4, show_progress=False)
     try:
         report = embed(photos, folder, tool, dtype="float32", commit_images=3, show_progress=False)
-        text = f"{report.added} {report.unchanged} {report.duplicates} {len(report.skipped)}"
+        copies = report.duplicates + report.updated  # which of both is a matter of time
+        text = f"{report.added} {report.unchanged} {copies} {len(report.skipped)}"
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
     Path(f"{message}-{dist.get_rank()}").write_text(text)

@@ -49,7 +49,8 @@ def embed(
         client: See `PicoIndex.create`.
 
     Returns:
-        What all processes did, the same in each.
+        What all processes did, the same in each. A copy of an image that another process has stored
+        already counts as updated.
 
     Raises:
         ValueError: If no image can be read, arguments do not fit, or the index is of another model.
