@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pico_hf.search.checks import check_manifest
 from pico_hf.search.files import MANIFEST, new_folder, read_manifest, write_manifest
 from pico_hf.search.qdrant_client_points import ClientPoints, client_library
 from pico_hf.search.qdrant_edge_points import EdgePoints, edge_library
@@ -13,6 +14,7 @@ from pico_hf.search.qdrant_points import Points
 from pico_hf.search.qdrant_store import QdrantStore
 
 EDGE = "qdrant-edge"  # what the manifest of a folder says
+_NO_SHARDS: dict[str, Any] = {"next_shard": 1, "shards": []}  # of an index in files
 
 
 def is_url(place: Any) -> bool:
@@ -42,7 +44,7 @@ def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> Qdra
         edge_library()
         folder = Path(place)
         new_folder(folder)
-        write_manifest(folder, {**facts, "store": EDGE, "generation": 0})
+        write_manifest(folder, {**facts, **_NO_SHARDS, "store": EDGE, "generation": 0})
         store = _edge_store(folder, read_manifest(folder))
         store.make_ready()
         return store
@@ -75,6 +77,13 @@ def open_qdrant(place: Any, client: Any = None) -> QdrantStore | None:
             f"`folder` must be a collection on the server, got {str(place)!r}, which is not there. "
             "Make it with `PicoIndex.create`, and add an image."
         )
+    try:
+        check_manifest({**facts, **_NO_SHARDS, "generation": 1})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The metadata of the collection {str(place)!r} do not fit an index ({error}). Make it "
+            "anew."
+        ) from error
     return _server_store(str(place), facts, points, made=True)
 
 
@@ -83,7 +92,7 @@ def _edge_store(folder: Path, manifest: dict[str, Any]) -> QdrantStore:
 
     def make(facts: dict[str, Any]) -> Points:
         points = EdgePoints.create(shard, facts["width"], facts["dtype"])
-        made = {**facts, "store": EDGE, "generation": 1}
+        made = {**facts, **_NO_SHARDS, "store": EDGE, "generation": 1}
         write_manifest(folder, made)  # from here on the shard is part of the index
         return points
 

@@ -72,6 +72,11 @@ def _best(blocks: Iterable[Candidates], queries: Queries, top_k: int) -> list[Fo
     found: list[Found] = [[] for _ in range(len(queries))]
     for candidates in blocks:
         scores = _exact_scores(candidates, queries)
+        if not bool(scores.isfinite().all()):
+            raise ValueError(
+                "A query, or an image of the index, has vectors that are not finite. Look for "
+                "damage with `verify`, and make the index anew from images."
+            )
         for number, own in enumerate(scores.t()):
             order = own.sort(descending=True, stable=True).indices[:top_k]
             rows = candidates.rows[order].tolist()

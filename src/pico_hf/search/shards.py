@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pico_hf.core.quantisation import dequantise, quantise
+from pico_hf.search.checks import DTYPES, RECORDS, TENSORS, check_records, check_tensors
 from pico_hf.search.files import bytes_digest, file_digest, write_file
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
-TENSORS, RECORDS = ".safetensors", ".jsonl"
+# What records and tensors of odd kinds make of code that expects those of an index.
+_ODD = (ValueError, TypeError, KeyError, IndexError, RecursionError, RuntimeError)
 
 
 class DamagedShardError(ValueError):
@@ -158,12 +159,10 @@ def read_shard(folder: Path, facts: dict[str, Any], *, verify: bool) -> Shard:
     try:
         values = _with_summary(load_file(tensors))
         shard = Shard([json.loads(line) for line in content.splitlines()], **values)
-    except (SafetensorError, TypeError, KeyError) as error:
+        check_records(shard.records)
+        check_tensors(shard, facts["images"], verify=verify)
+    except (SafetensorError, *_ODD) as error:
         raise _damaged(facts, tensors) from error
-    per_image = (shard.records, shard.pooled, shard.lengths, shard.summary, shard.has_summary)
-    whole = {len(one) for one in per_image} == {facts["images"]}
-    if not whole or int(shard.lengths.sum()) != len(shard.tokens):
-        raise _damaged(facts, tensors)
     return shard
 
 

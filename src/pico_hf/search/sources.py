@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from pico_hf.data.identity import content_digest, pixel_digest
-from pico_hf.data.images import REFUSED_FORMATS, as_rgb, file_bytes
+from pico_hf.data.image_files import READ_FORMATS, file_bytes
+from pico_hf.data.images import as_rgb
 from pico_hf.search.payload import Payload, checked_payload
 
 READ_IMAGES, READ_BYTES = 64, 2**27  # that are read ahead
@@ -117,7 +118,7 @@ def _image_files(folder: Path) -> list[Path]:
     readable = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in REFUSED_FORMATS
+        if kind in Image.OPEN and kind in READ_FORMATS
     }
     files = [
         path

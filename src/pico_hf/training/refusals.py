@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from pico_hf.core.processes import batch_statistics
+from pico_hf.encoders.projection_modules import linear_heads
 from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training_args import PicoTrainingArguments
@@ -112,7 +113,7 @@ def check_arguments(args: Any) -> None:
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:
-    """Refuses what is no Pico model, and an adapter that would be lost or lose its prototypes.
+    """Refuses what is no Pico model, an adapter that would be lost, projections of another kind.
 
     Raises:
         ValueError: See above.
@@ -127,6 +128,13 @@ def check_model(model: Any, args: PicoTrainingArguments) -> None:
         writable_fields(model)  # what could not be read back is not trained
         if args.refine_prototypes:
             _check_adapter(pico)
+    if args.projection_start == "closed_form":
+        if pico is not model:
+            raise ValueError(
+                '`projection_start="closed_form"` replaces projections, which an adapter adapts. '
+                'Leave it at "as_is", or train the model without an adapter first.'
+            )
+        linear_heads(pico.encoder)
 
 
 def _check_adapter(pico: nn.Module) -> None:

@@ -25,6 +25,7 @@ from pico_hf.modeling_pico import PicoModel
 from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
+from pico_hf.training.closed_form import ClosedFormCallback
 from pico_hf.training.device_refusals import check_devices
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
@@ -123,6 +124,7 @@ class PicoTrainer(ResumableTrainer):
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
         self.callback_handler.callbacks.insert(0, callback)
+        self.add_callback(ClosedFormCallback(lambda: self.feedback))
         self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
