@@ -18,7 +18,11 @@ from pages import PAGES, ROOT, blocks
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Pages whose code needs an extra that may be missing.
-NEEDS = {"docs/mteb.md": "mteb", "docs/sentence_transformers.md": "sentence_transformers"}
+NEEDS = {
+    "docs/mteb.md": "mteb",
+    "docs/qdrant.md": "qdrant_edge",
+    "docs/sentence_transformers.md": "sentence_transformers",
+}
 WITH_PYTHON = [name for name in NAMES if blocks(ROOT / name, "python")]
 RUNNABLE = [name for name in WITH_PYTHON if name not in NEEDS or find_spec(NEEDS[name])]
 COMMANDS = [

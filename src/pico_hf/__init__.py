@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     )
     from pico_hf.recipes import Recipe, recipe
     from pico_hf.retriever import Match, PicoRetriever
-    from pico_hf.search.index import Hit, PicoIndex
+    from pico_hf.search.hits import Hit
+    from pico_hf.search.index import PicoIndex
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.image_retrieval import (
@@ -65,7 +66,7 @@ _LAZY = {
     "ImagePairDataset": "pico_hf.data.image_pairs",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
-    "Hit": "pico_hf.search.index",
+    "Hit": "pico_hf.search.hits",
     "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
