@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from command_line import done, refused
+from command_line import refused
 from pico_hf import PicoIndex, PicoRetriever
 from pico_hf.demo import embedded
 from pico_hf.demo.finder import Finder, add_images, compared_models, filter_values
@@ -155,7 +155,6 @@ def test_a_space_holds_all_that_the_page_needs(shop, tmp_path):
     hub = Hub()
     hub.tokens["writer"][1].add("me")
     words = ["push", str(shop / "model"), "me/page", "--space", "--images", str(shop / "photos")]
-    script = "import sys, pico_hf_command\npico_hf_command.main(sys.argv[1:])"
     script = (
         "import sys, pico_hf_command\n"
         "try:\n    pico_hf_command.main(sys.argv[1:])\n"
@@ -175,7 +174,9 @@ def test_a_space_holds_all_that_the_page_needs(shop, tmp_path):
     assert b"sdk: gradio\n" in files["README.md"]
     assert gradio.__version__.encode() in files["README.md"]
     assert {b"transformers>=", b"matplotlib>="} <= {
-        line[: line.index(b">") + 2] for line in files["requirements.txt"].splitlines() if b">" in line
+        line[: line.index(b">") + 2]
+        for line in files["requirements.txt"].splitlines()
+        if b">" in line
     }
     for name, content in files.items():
         path = tmp_path / "space" / name
@@ -317,7 +318,7 @@ def test_a_visitor_searches_switches_and_sees_why(shop, browser, tmp_path):
 
     page = demo_page(shop / "model", shop / "photos")
     address = serve(page)
-    screenshot = Path(os.environ.get("PICO_DEMO_SCREENSHOT", tmp_path / "demo.png"))
+    screenshot = tmp_path / "demo.png"
     try:
         seen = walk(browser, address, "a red disc", screenshot)
         asked = requested(browser)
@@ -330,6 +331,24 @@ def test_a_visitor_searches_switches_and_sees_why(shop, browser, tmp_path):
     outside = {url for url in asked if not url.startswith((address, "data:", "blob:"))}
     assert asked
     assert not outside
+
+
+@pytest.mark.slow
+def test_the_embedded_drawings_are_found_and_explained(browser, tmp_path):
+    """Where `make demo` has trained the model; the picture of the README is made here."""
+    if embedded.embedded_model() is None:
+        pytest.skip("the embedded model is not trained: make demo")
+    from pico_hf.cli.commands.demo import demo_page
+    from pico_hf.demo.serving import serve
+
+    page = demo_page()
+    screenshot = Path(os.environ.get("PICO_DEMO_SCREENSHOT", tmp_path / "demo.png"))
+    try:
+        seen = walk(browser, serve(page), "red apple", screenshot)
+    finally:
+        page.close(verbose=False)
+    assert any("apple" in caption for caption in seen["PICO"][:6])
+    assert screenshot.stat().st_size > 50_000
 
 
 @pytest.mark.slow

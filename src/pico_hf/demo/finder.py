@@ -31,7 +31,7 @@ class Finder:
     def __init__(self, index: Any, pictures: Mapping[str, Any] | None = None) -> None:
         self._index, self._pictures = index, pictures or {}
         self._indexes = {
-            name: index if model is index.retriever.model else _opened_with(index, model)
+            name: index if model is index.retriever.model else index.with_model(model)
             for name, model in compared_models(index.retriever.model).items()
         }
         payloads = [index.payload(key) for key in index.ids()]
@@ -47,7 +47,7 @@ class Finder:
 
     @property
     def filters(self) -> list[str]:
-        """What can be asked for: `field: value` of every field that tells groups of images apart."""
+        """`field: value` of every field that tells groups of images apart."""
         return list(self._filters)
 
     def search(
@@ -108,12 +108,6 @@ def compared_models(model: Any) -> dict[str, Any]:
         found[name] = copy.deepcopy(model, {id(model.encoder): model.encoder})
         found[name].prototypes.commit(form)
     return found
-
-
-def _opened_with(index: Any, model: Any) -> Any:
-    retriever = copy.copy(index.retriever)
-    retriever.model = model
-    return type(index).open(index.folder, retriever, verify=False)
 
 
 def filter_values(payloads: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, Any]]:

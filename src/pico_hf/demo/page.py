@@ -46,7 +46,8 @@ def gradio() -> Any:
         import gradio as found
     except ImportError as error:
         raise ImportError(
-            'The demo page needs gradio, which is not installed: `pip install "pico-hf[demo-page]"`.'
+            "The demo page needs gradio, which is not installed: "
+            '`pip install "pico-hf[demo-page]"`.'
         ) from error
     return found
 

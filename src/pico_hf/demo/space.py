@@ -29,8 +29,9 @@ tags:
 
 # {title}
 
-Type words or drop an image; click a found image to see which patch met which word, and which columns carried the score.
-The model is in `model`, the images are in `images`, and the code is in `pico_hf` and `app.py`.
+Type words or drop an image; click a found image to see which patch met which word, and which
+columns carried the score. The model is in `model`, the images are in `images`, and the code is in
+`pico_hf` and `app.py`.
 """
 APP = '''"""Search images, and see why: the demo page of pico_hf."""
 

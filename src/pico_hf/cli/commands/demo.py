@@ -48,7 +48,9 @@ def command(
     return Answer({"url": address})
 
 
-def demo_page(model: str | os.PathLike | None = None, images: str | os.PathLike | None = None) -> Any:
+def demo_page(
+    model: str | os.PathLike | None = None, images: str | os.PathLike | None = None
+) -> Any:
     """The page as `gradio.Blocks`, which `launch` serves.
 
     Args:

@@ -112,6 +112,6 @@ def _check_classes(model: Path) -> None:
     origin = type(loaded.encoder).__module__
     if origin.partition(".")[0] not in ("transformers", "pico_hf"):
         raise Failed(
-            f"The encoder's class is code of your own ({origin}), which a Space would not have. Add "
-            "that module to a Space of your own; `pico_hf.demo.page` builds the page."
+            f"The encoder's class is code of your own ({origin}), which a Space would not have. "
+            "Add that module to a Space of your own; `pico_hf.demo.page` builds the page."
         )
