@@ -83,9 +83,11 @@ def build_page(finder: Finder) -> Any:
         for event in (scoring.input, filters.input):
             event(actions.again, [found, *settings], shown, **one)
 
-        def explain(found: Found, words: str, place: gr.SelectData) -> tuple[Any, str]:
+        def explain(found: Found, words: str, place: Any) -> tuple[Any, str]:
             return actions.explain(found, words, place.index)
 
+        # By this type gradio knows where to put what was clicked.
+        explain.__annotations__["place"] = gr.SelectData
         gallery.select(explain, [found, words], [maps, why], **one)
     return page
 
