@@ -118,7 +118,7 @@ def _outputs(gr: Any, count: int) -> tuple[Any, ...]:
     status = gr.Markdown(f"{count} images", elem_id="status")
     gallery = gr.Gallery(
         show_label=False,
-        columns=6,
+        columns=8,
         height="auto",
         object_fit="contain",
         allow_preview=False,
@@ -127,7 +127,14 @@ def _outputs(gr: Any, count: int) -> tuple[Any, ...]:
         elem_id="found",
     )
     why = gr.Markdown(elem_id="why")
-    maps = gr.Image(show_label=False, buttons=[], interactive=False, format="png", elem_id="maps")
+    maps = gr.Image(
+        show_label=False,
+        buttons=[],
+        interactive=False,
+        visible=False,
+        format="png",
+        elem_id="maps",
+    )
     return status, gallery, why, maps
 
 
@@ -160,7 +167,12 @@ class _Actions:
         status = f"The best {len(hits)} of {len(self.finder)} images, scored by {LABELS[scoring]}"
         if not hits:
             status = "No image passes the filter."
-        return Found(query, scoring, [hit.id for hit in hits]), items, status, None, ""
+        found = Found(query, scoring, [hit.id for hit in hits])
+        return found, items, status, self._maps(None), ""
+
+    def _maps(self, picture: Any) -> Any:
+        """Heat maps, or no place for them."""
+        return self.gr.Image(picture, visible=picture is not None)
 
     def _thumbnail(self, key: str) -> Image.Image:
         """A small picture; an empty one where the file is gone."""
@@ -175,14 +187,14 @@ class _Actions:
         """Heat maps of a found image as a picture, and a line about them."""
         caption = found.query if isinstance(found.query, str) else (words or "").strip()
         if not caption:
-            return None, "Heat maps are of words: type some, then click the image again."
+            return self._maps(None), "Heat maps are of words: type some, then click again."
         try:
             why = self.finder.explain(found.ids[place], caption, found.scoring)
         except (ValueError, OSError) as error:
             raise self.gr.Error(str(error), print_exception=False) from error
         file = io.BytesIO()
         why.figure().savefig(file, format="png", dpi=110)
-        return Image.open(file), EXPLAINED.format(score=why.score)
+        return self._maps(Image.open(file)), EXPLAINED.format(score=why.score)
 
 
 def _label(hit: Any) -> str:
