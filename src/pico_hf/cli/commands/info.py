@@ -108,7 +108,7 @@ def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
         "kind": "index",
         "images": len(living),
         "deleted": len(store) - len(living),
-        "without_pooled_feature": int((~store.has_summary[living]).sum()) if living else 0,
+        "without_pooled_feature": int((~store.known[living]).sum()) if living else 0,
         "columns": facts["width"],
         "storage": facts["dtype"],
         "token_merging": facts["merging"],
