@@ -107,7 +107,7 @@ def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
     return {
         "kind": "index",
         "images": len(living),
-        "deleted": len(store) - len(living),
+        "deleted": len(store.records) - len(living),
         "without_pooled_feature": int((~store.known[living]).sum()) if living else 0,
         "columns": facts["width"],
         "storage": facts["dtype"],
