@@ -23,7 +23,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from pico_hf import ImageTextDataset, PicoModel, PicoTrainingArguments, load_image_text
+from pico_hf import ImageTextDataset, PicoModel, PicoTrainingArguments, load_image_text, recipe
 from pico_hf.cards.model_card import comparison_table
 from pico_hf.cli.commands.train import run_job
 from pico_hf.training.job_options import DataArguments, ModelArguments
@@ -44,15 +44,10 @@ class EmbeddedModelArguments(ModelArguments):
     image_size: int = field(default=224, metadata={"help": "Pixels of the embedded pair's images."})
 
 
-EMBEDDED_MODEL = {"num_prototypes": 8, "column_dropout": 0.3}  # of the embedded pair of encoders
+HEADS = recipe("new_heads")  # of the embedded pair of encoders
 EMBEDDED_JOB = {"do_train": True, "do_eval": True}
 EMBEDDED = {
     "output_dir": "outputs/emoji-styles",
-    "freeze_encoder": True,
-    "num_train_epochs": 12,
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 128,
-    "lr_scheduler_type": "cosine",
     "logging_steps": 10,
     "report_to": "none",
 }
@@ -93,9 +88,9 @@ def parse_arguments(
         if not {"do_train", "do_eval"} & given:
             embedded |= EMBEDDED_JOB
         if not {"model_name_or_path", "vision_model", "text_model"} & given:
-            embedded |= EMBEDDED_MODEL
-        if "use_lora" in given:
-            embedded.pop("freeze_encoder")  # an adapter changes what frozen towers would give
+            embedded |= HEADS.model | HEADS.training
+        if "use_lora" in given:  # an adapter changes what frozen towers would give
+            embedded.pop("freeze_encoder", None)
         missing = {key: value for key, value in embedded.items() if key not in given}
         argv = [*(f"--{key}={value}" for key, value in missing.items()), *argv]
     return parser.parse_args_into_dataclasses(argv)

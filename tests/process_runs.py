@@ -13,6 +13,7 @@ import datasets
 import torch
 import torch.distributed as dist
 
+from pico_hf import PicoModel
 from tiny import tiny_encoder, tiny_rows
 from tiny_trainer import BARE, tiny_model, tiny_trainer
 
@@ -30,7 +31,15 @@ def ragged_rows(images: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=tiny_rows(1).features)
 
 
-def run(folder: Path, processes: int, model: Any = None, options: Any = None, **knobs: Any):
+def run(
+    folder: Path,
+    processes: int,
+    model: Any = None,
+    options: Any = None,
+    *,
+    resume: bool | str = False,
+    **knobs: Any,
+):
     """Trains 20 steps, by plain gradient descent unless something else is wanted.
 
     AdamW turns the rounding of gradients that are zero into steps of full length.
@@ -52,7 +61,7 @@ def run(folder: Path, processes: int, model: Any = None, options: Any = None, **
         },
     )
     before = flat(trainer.pico_model)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == knobs.get("max_steps", STEPS)
     return trainer, before
 
@@ -72,7 +81,8 @@ def result(trainer: Any, before: torch.Tensor) -> dict[str, torch.Tensor]:
         if re.fullmatch(r"eval_(i2t|t2i|rsum).*", name)
     ]
     state = {name: buffer.clone() for name, buffer in trainer.pico_model.named_buffers()}
-    weights = flat(trainer.pico_model)
+    with trainer.whole_model():
+        weights = flat(trainer.pico_model)
     return {
         "weights": weights,
         "moved": (weights - before).abs().max(),
@@ -150,8 +160,6 @@ def aligned(folder: Path, processes: int) -> dict[str, torch.Tensor]:
 
 def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Towers whose running statistics depend on the batches that a process sees."""
-    from pico_hf import PicoModel
-
     torch.manual_seed(0)
     model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
     # Nothing is read back from a checkpoint, which would make processes equal.
@@ -163,7 +171,61 @@ def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     return found | {"wrote": torch.tensor(bool(wrote))}
 
 
+def sharded(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Parameters in parts, prototypes refined on the way, the best checkpoint as the end."""
+    if processes > 1:
+        shard_on_a_cpu()
+    model = tiny_model(loss="infonce", estimators=["style"])
+    knobs = {"per_device_eval_batch_size": 5, "fsdp": processes > 1}
+    # At a higher rate the rounding of a step grows tenfold in a few more.
+    knobs |= {"learning_rate": 0.003, "tower_learning_rate": 0.003}
+    return result(*run(folder, processes, model=model, **knobs))
+
+
+def sharded_and_resumed(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Parameters in parts, see `resumed`; the last checkpoint is loaded as a model."""
+    shard_on_a_cpu()
+    ends = resumed(folder, processes, fsdp=True)
+    saved = PicoModel.from_pretrained(folder / "unbroken" / "run" / "checkpoint-8")
+    return ends | {"saved": flat(saved)}
+
+
+def resumed(folder: Path, processes: int, **more: Any) -> dict[str, torch.Tensor]:
+    """A run with AdamW, and the end of a like one that goes on from the middle of an epoch.
+
+    The last batch of that epoch is ragged.
+    """
+
+    def end(folder: Path, resume: str | bool):
+        rates = {"learning_rate": 1e-3, "tower_learning_rate": 1e-3, "optim": "adamw_torch"}
+        given = {**BARE, "save_strategy": "steps", "save_steps": 4, **rates}
+        return result(*run(folder, processes, max_steps=8, resume=resume, **given, **more))
+
+    unbroken = end(folder / "unbroken", resume=False)
+    half = end(folder / "resumed", resume=str(folder / "unbroken" / "run" / "checkpoint-4"))
+    return unbroken | {"resumed": half["weights"]}
+
+
+def shard_on_a_cpu() -> None:
+    """Makes accelerate spread parameters over processes on a CPU, where it would ignore `fsdp`."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    stock = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin") or self.__dict__.get("fsdp_plugin")
+        if plugin is not None:
+            self.__dict__.update(fsdp_plugin=plugin, distributed_type=DistributedType.FSDP)
+
+    AcceleratorState.__init__ = init
+
+
 RUNS = {
+    "resumed": resumed,
+    "sharded": sharded,
+    "sharded_and_resumed": sharded_and_resumed,
     "hinge": of_loss("hinge"),
     "infonce": of_loss("infonce"),
     "sigmoid": of_loss("sigmoid"),

@@ -14,10 +14,15 @@ TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # largest difference of a weight after 20 steps
 # What is trained by how many processes; each starts once and goes through all of its runs.
 TRAINED_BY = {
-    2: ["infonce", "hinge", "sigmoid", "lora", "frozen", "checkpointed", "mini_batches"],
+    2: ["infonce", "hinge", "sigmoid", "lora", "frozen", "checkpointed", "mini_batches", "resumed"],
     3: ["infonce", "hinge", "sigmoid", "identities", "refined", "aligned", "batch_norm"],
 }
-EXACT = [(n, name) for n, names in TRAINED_BY.items() for name in names if name != "batch_norm"]
+EXACT = [
+    (n, name)
+    for n, names in TRAINED_BY.items()
+    for name in names
+    if name not in ("batch_norm", "resumed")
+]
 SCRIPT = """
 import json, sys
 sys.path.insert(0, {tests!r})
@@ -99,6 +104,14 @@ def test_several_processes_end_with_the_weights_of_one(results, processes, name)
     assert float(one["moved"]) > 100 * TOLERANCE
     assert float((every[0]["weights"] - one["weights"]).abs().max()) <= TOLERANCE
     torch.testing.assert_close(every[0]["losses"], one["losses"], rtol=3e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_go_on_exactly_from_the_middle_of_an_epoch_with_a_ragged_end(results):
+    every, one = results(2, "resumed")
+    assert torch.equal(one["resumed"], one["weights"])
+    assert torch.equal(every[0]["resumed"], every[0]["weights"])
+    assert float(every[0]["moved"]) > 100 * TOLERANCE
 
 
 @pytest.mark.slow
