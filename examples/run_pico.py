@@ -5,10 +5,11 @@
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
 
-Without arguments it trains on emoji drawings in five styles and compares the base (uniform column
-weights) with PICO on unseen concepts, drawn in seen and in unseen styles. Canonical columns are
-estimated when training is over, so that base and PICO are one network. Any other estimator weighs
-columns during training; the base is then trained beside it from the same start.
+Without arguments it trains on emoji drawings in five styles and compares three scores on unseen
+concepts, drawn in seen and in unseen styles: the encoder's own (the cosine of its pooled features),
+the base (uniform column weights) and PICO. Canonical columns are estimated when training is over,
+so that base and PICO are one network. Any other estimator weighs columns during training; the base
+is then trained beside it from the same start. A pretrained encoder is also scored before training.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ from pico_hf import (
     load_image_text,
     pico_lora_config,
 )
-from pico_hf.cards.model_card import ModelFacts, comparison_table, write_model_card
+from pico_hf.cards.model_card import (
+    ModelFacts,
+    comparison_table,
+    models_of_metrics,
+    write_model_card,
+)
 from pico_hf.cards.publishing import run_facts
 from pico_hf.cards.redaction import last_part
 from pico_hf.hub.adapter_rules import import_peft
+from pico_hf.training.model_calls import MOST_POOLED
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"
@@ -160,9 +167,13 @@ def main() -> None:
     model, processor = load_model(model_args)
     aligns = model.prototypes.canonical and args.refine_prototypes
     twin = data_args.compare_base and aligns
+    pretrained, share = model.pooled_share == 1, share_of_base(model, args.do_train)
     if model_args.use_lora:
         model = adapt(model, model_args)
+    trainer = PicoTrainer(model, args, **data, processing_class=processor)
     results: dict[str, dict[str, dict[str, float]]] = {}
+    if args.do_train and args.do_eval and pretrained:
+        add_results(results, "encoder, before training", trainer, splits)
     if args.do_train and data_args.compare_base and not twin:
         base_args = copy.copy(args)
         base_args.output_dir = str(Path(args.output_dir) / "_base")
@@ -170,14 +181,13 @@ def main() -> None:
         base = PicoTrainer(copy.deepcopy(model), base_args, **data, processing_class=processor)
         base.train()
         add_results(results, "base", base, splits)
-    trainer = PicoTrainer(model, args, **data, processing_class=processor)
     if args.do_train:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
         if twin:  # trained with uniform weights up to the alignment: the base is the same network
-            with uniform_weights(trainer.pico_model):
+            with uniform_weights(trainer.pico_model, share):
                 add_results(results, "base", trainer, splits)
         add_results(results, "PICO", trainer, splits)
         trainer.save_metrics(
@@ -232,7 +242,8 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
     from lite_clip import load_lite_clip
 
     encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
-    return PicoModel.from_encoder(encoder, **knobs), processor
+    # Its projections are newly drawn, so there is no pooled feature to trust yet.
+    return PicoModel.from_encoder(encoder, pooled_share=0.0, **knobs), processor
 
 
 def adapt(model: PicoModel, args: ModelArguments) -> Any:
@@ -274,11 +285,19 @@ def load(args: DataArguments, files: list[str] | None, split: str, columns: Any,
     )
 
 
+def share_of_base(model: PicoModel, trains: bool) -> float:
+    """How much of the base's score the pooled features are: as much as while it is trained."""
+    if not trains:
+        return model.pooled_share
+    return 0.0 if int(model.prototypes.iteration) else min(model.pooled_share, MOST_POOLED)
+
+
 @contextmanager
-def uniform_weights(model: PicoModel) -> Iterator[None]:
-    """Takes canonical columns and their weights back within the block."""
+def uniform_weights(model: PicoModel, share: float) -> Iterator[None]:
+    """Takes canonical columns, their weights and the share that was found back within the block."""
     state = copy.deepcopy(model.prototypes.state_dict())
     model.restart_prototypes(model.config.probe_size)
+    model.prototypes.share_score(share)
     try:
         yield
     finally:
@@ -288,12 +307,13 @@ def uniform_weights(model: PicoModel) -> Iterator[None]:
 def add_results(
     results: dict[str, dict[str, dict[str, float]]], name: str, trainer: PicoTrainer, splits: Any
 ) -> None:
-    """Scores a trained model on every validation split."""
+    """Scores a model on every validation split, and the encoder in it once it is trained."""
     for split, rows in splits.items():
         metrics = trainer.evaluate(rows, metric_key_prefix=split)
-        results.setdefault(split, {})[name] = {
-            key.removeprefix(f"{split}_"): value for key, value in metrics.items()
-        }
+        found = models_of_metrics(metrics, f"{split}_", name)
+        if name.startswith("encoder"):
+            del found["encoder"]  # the same numbers
+        results.setdefault(split, {}).update(found)
 
 
 def facts(

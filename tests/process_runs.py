@@ -153,7 +153,9 @@ def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     from pico_hf import PicoModel
 
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder("align"), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     # Nothing is read back from a checkpoint, which would make processes equal.
     own = folder / os.environ.get("RANK", "0")
     knobs = {"max_steps": 4, "load_best_model_at_end": False}

@@ -29,7 +29,7 @@ def encoded(model) -> tuple[TokenFeatures, TokenFeatures]:
 def fresh_canonical():
     from pico_hf import PicoModel
 
-    return PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=3)
+    return PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=3, pooled_share=0.0)
 
 
 def moments_of(model) -> PairMoments:

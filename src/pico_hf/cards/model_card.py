@@ -38,7 +38,8 @@ class ModelFacts:
 
     Attributes:
         name: Name of the model.
-        results: Split → model → metrics, `{"seen": {"base": {"rsum": …}, "PICO": {…}}}`.
+        results: Split → model → metrics, the published model last,
+            `{"seen": {"encoder": {"rsum": …}, "base": {…}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
         iterations: The trainer's log entries about prototypes, one per iteration or candidate.
@@ -63,6 +64,27 @@ class ModelFacts:
     base_model: str | None = None
     dataset: str | None = None
     adapter: bool = False
+
+
+def models_of_metrics(
+    metrics: Mapping[str, float], prefix: str = "", name: str = "PICO"
+) -> dict[str, dict[str, float]]:
+    """Takes an evaluation apart into model → metrics: the encoder's own cosine, and the model.
+
+    Args:
+        metrics: What `PicoTrainer.evaluate` gives, or an entry of its log.
+        prefix: Of the names, with the underscore.
+        name: What the model is called.
+
+    Example:
+        >>> models_of_metrics({"dev_rsum": 9.0, "dev_encoder_rsum": 8.0}, "dev_")
+        {'encoder': {'rsum': 8.0}, 'PICO': {'rsum': 9.0}}
+    """
+    found = {
+        model: {m: metrics[start + m] for m in METRICS if start + m in metrics}
+        for model, start in (("encoder", f"{prefix}encoder_"), (name, prefix))
+    }
+    return {model: values for model, values in found.items() if values}
 
 
 def comparison_table(results: Results) -> str:
