@@ -9,6 +9,7 @@ import torch
 from transformers import VisionTextDualEncoderModel
 
 from pico_hf import PicoModel, evaluate_encoder, evaluate_retrieval
+from pico_hf.cards.model_card import write_model_card
 from pico_hf.cards.publishing import run_facts
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.training.model_calls import train_tokens_too
@@ -144,6 +145,14 @@ def test_pooled_features_that_are_no_numbers_cost_nothing_but_their_metrics(
     assert math.isfinite(found["eval_rsum"])
     assert not [name for name in found if "encoder" in name]
     assert "its metrics are left out" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 1.0])
+def test_a_model_card_says_how_much_of_the_score_pooled_features_are(tmp_path, share):
+    trainer = tiny_trainer(tmp_path, {"model": tiny_model(pooled_share=share)})
+    facts = run_facts(trainer.pico_model, trainer.args, trainer.state, "run")
+    said = f"{round(100 * share)} % of the score is the cosine of the encoder's own pooled"
+    assert (said in write_model_card(tmp_path, facts).read_text()) == (share > 0)
 
 
 def test_a_model_card_shows_the_encoder_beside_the_model(tmp_path):

@@ -42,6 +42,7 @@ class ModelFacts:
             `{"seen": {"encoder": {"rsum": …}, "base": {…}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
+        pooled_share: m in [0, 1], how much of the score the encoder's own pooled features are.
         iterations: The trainer's log entries about prototypes, one per iteration or candidate.
         canonical: True if these entries are candidates of canonical columns.
         arguments: Training arguments to show.
@@ -56,6 +57,7 @@ class ModelFacts:
     results: Results
     column_weights: Tensor
     semantic_probability: Tensor
+    pooled_share: float = 0.0
     iterations: Sequence[dict[str, Any]] = ()
     canonical: bool = False
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -132,6 +134,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         template_str=template,
         **_weights(facts.column_weights.float()),
         name=facts.name,
+        pooled_percent=round(100 * facts.pooled_share),
         table=comparison_table(facts.results),
         entry=entry,
         iterations=list(facts.iterations),

@@ -112,6 +112,7 @@ def run_facts(
         results=_results([entry for entry in state.log_history if entry["step"] <= scored]),
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
+        pooled_share=model.pooled_share,
         iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
         canonical=canonical,
         arguments={**shown, "loss": model.config.loss, "step": step},
