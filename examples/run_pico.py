@@ -7,9 +7,10 @@
 
 Without arguments it trains on emoji drawings in five styles and compares three scores on unseen
 concepts, drawn in seen and in unseen styles: the encoder's own (the cosine of its pooled features),
-the base (uniform column weights) and PICO. Canonical columns are estimated when training is over,
-so that base and PICO are one network. Any other estimator weighs columns during training; the base
-is then trained beside it from the same start. A pretrained encoder is also scored before training.
+the base (uniform column weights) and PICO. Canonical columns and the share of pooled vectors are
+found when training is over. If no style prototypes were taken on the way, base and PICO are one
+network; else the base is trained beside it from the same start. A pretrained encoder is also scored
+before training.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ from pico_hf.cards.model_card import (
 )
 from pico_hf.cards.publishing import run_facts
 from pico_hf.cards.redaction import last_part
+from pico_hf.core.state import SOURCES
 from pico_hf.hub.adapter_rules import import_peft
+from pico_hf.training.feedback_log import logged_refinements
 from pico_hf.training.model_calls import MOST_POOLED
 
 HERE = Path(__file__).resolve().parent
@@ -76,7 +79,9 @@ class ModelArguments:
     probe_size: int | None = field(
         default=None, metadata={"help": "Pairs that define the prototypes, R."}
     )
-    estimator: str | None = field(default=None, metadata={"help": "canonical or paper."})
+    estimators: list[str] | None = field(
+        default=None, metadata={"help": "What proposes how to score: style, canonical, pooled."}
+    )
     feedback_temperature: float | None = field(
         default=None, metadata={"help": "How much a gain in rSum counts in the fusion, > 0."}
     )
@@ -131,7 +136,7 @@ class DataArguments:
 KNOBS = (
     "num_prototypes",
     "probe_size",
-    "estimator",
+    "estimators",
     "feedback_temperature",
     "column_dropout",
     "loss",
@@ -165,30 +170,22 @@ def main() -> None:
     dev = next(iter(splits.values()))  # chooses checkpoints and feeds prototypes
     data = {"train_dataset": train, "eval_dataset": dev}
     model, processor = load_model(model_args)
-    aligns = model.prototypes.canonical and args.refine_prototypes
-    twin = data_args.compare_base and aligns
-    pretrained, share = model.pooled_share == 1, share_of_base(model, args.do_train)
-    if model_args.use_lora:
-        model = adapt(model, model_args)
     trainer = PicoTrainer(model, args, **data, processing_class=processor)
+    share = trainer.pico_model.pooled_share
     results: dict[str, dict[str, dict[str, float]]] = {}
-    if args.do_train and args.do_eval and pretrained:
+    if args.do_train and args.do_eval and share == 1:
         add_results(results, "encoder, before training", trainer, splits)
-    if args.do_train and data_args.compare_base and not twin:
-        base_args = copy.copy(args)
-        base_args.output_dir = str(Path(args.output_dir) / "_base")
-        base_args.refine_prototypes = base_args.push_to_hub = False
-        base = PicoTrainer(copy.deepcopy(model), base_args, **data, processing_class=processor)
-        base.train()
-        add_results(results, "base", base, splits)
     if args.do_train:
+        share = min(share, MOST_POOLED)  # of the base: as much as while it is trained
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
-        if twin:  # trained with uniform weights up to the alignment: the base is the same network
+        if data_args.compare_base and not weighed_in_training(trainer):
             with uniform_weights(trainer.pico_model, share):
                 add_results(results, "base", trainer, splits)
+        elif data_args.compare_base:
+            add_results(results, "base", trained_base(model_args, args, data), splits)
         add_results(results, "PICO", trainer, splits)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
@@ -229,25 +226,28 @@ def load_model(args: ModelArguments) -> tuple[PicoModel, Any]:
     knobs = {name: value for name, value in given.items() if value is not None}
     if args.model_name_or_path:
         processor = AutoProcessor.from_pretrained(args.model_name_or_path)
-        return PicoModel.from_pretrained(args.model_name_or_path, **knobs), processor
+        model = PicoModel.from_pretrained(args.model_name_or_path, **knobs)
+        return adapted(model, args), processor
     if args.vision_model and args.text_model:
         processor = VisionTextDualEncoderProcessor(
             AutoImageProcessor.from_pretrained(args.vision_model),
             AutoTokenizer.from_pretrained(args.text_model),
         )
         pair = PicoModel.from_vision_text_pretrained(args.vision_model, args.text_model, **knobs)
-        return pair, processor
+        return adapted(pair, args), processor
     if args.vision_model or args.text_model:
         raise SystemExit("Give both --vision_model and --text_model, or neither.")
     from lite_clip import load_lite_clip
 
     encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
     # Its projections are newly drawn, so there is no pooled feature to trust yet.
-    return PicoModel.from_encoder(encoder, pooled_share=0.0, **knobs), processor
+    return adapted(PicoModel.from_encoder(encoder, pooled_share=0.0, **knobs), args), processor
 
 
-def adapt(model: PicoModel, args: ModelArguments) -> Any:
-    """The model with a LoRA adapter on its towers, which alone is trained and saved."""
+def adapted(model: PicoModel, args: ModelArguments) -> Any:
+    """The model, on request with a LoRA adapter on its towers, which alone is trained and saved."""
+    if not args.use_lora:
+        return model
     config = pico_lora_config(
         model, r=args.lora_r, alpha=args.lora_alpha, dropout=args.lora_dropout
     )
@@ -285,16 +285,27 @@ def load(args: DataArguments, files: list[str] | None, split: str, columns: Any,
     )
 
 
-def share_of_base(model: PicoModel, trains: bool) -> float:
-    """How much of the base's score the pooled features are: as much as while it is trained."""
-    if not trains:
-        return model.pooled_share
-    return 0.0 if int(model.prototypes.iteration) else min(model.pooled_share, MOST_POOLED)
+def weighed_in_training(trainer: PicoTrainer) -> bool:
+    """Whether style prototypes weighed columns while the network was trained."""
+    found = logged_refinements(trainer.state.log_history)
+    return any(SOURCES[e["source"]] == "training" and e["fused_weight"] > 0 for e in found)
+
+
+def trained_base(model_args: ModelArguments, args: PicoTrainingArguments, data: Any) -> PicoTrainer:
+    """The same start, trained with uniform weights."""
+    args = copy.copy(args)
+    args.output_dir = str(Path(args.output_dir) / "_base")
+    args.refine_prototypes = args.push_to_hub = False
+    set_seed(args.seed)
+    model, processor = load_model(model_args)
+    base = PicoTrainer(model, args, **data, processing_class=processor)
+    base.train()
+    return base
 
 
 @contextmanager
 def uniform_weights(model: PicoModel, share: float) -> Iterator[None]:
-    """Takes canonical columns, their weights and the share that was found back within the block."""
+    """Takes back what feedback found within the block, but for the share in training."""
     state = copy.deepcopy(model.prototypes.state_dict())
     model.restart_prototypes(model.config.probe_size)
     model.prototypes.share_score(share)

@@ -138,7 +138,7 @@ def of_identities(folder: Path, processes: int) -> dict[str, torch.Tensor]:
 
 def refined(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Style prototypes while training, chosen by their effect on the dev split."""
-    model = tiny_model(loss="infonce", estimator="paper")
+    model = tiny_model(loss="infonce", estimators=["style"])
     knobs = {"prototype_warmup_epochs": 1.0, "per_device_eval_batch_size": 4}
     return result(*run(folder, processes, model=model, **knobs))
 

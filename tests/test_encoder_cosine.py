@@ -121,7 +121,7 @@ def test_an_evaluation_also_tells_what_the_encoder_scores_by_itself(tmp_path, sh
 
 
 def test_the_function_gives_what_the_trainer_does(make_trainer):
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=("canonical", "pooled"))
     trainer.construct_prototypes()
     split = trainer.split_encoder.split(trainer.eval_dataset)
     own, found = evaluate_encoder(trainer.pico_model, split), trainer.evaluate()

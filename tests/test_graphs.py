@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pico_hf import PicoModel, cli
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.core.similarity import pooled_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.graphs import onnx_files
@@ -36,14 +37,7 @@ def made(name: str) -> PicoModel:
     model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3, pooled_share=0.0).eval()
     columns = model.column_weights.numel()
     bases = [torch.linalg.qr(torch.randn(columns, columns))[0] for _ in range(2)]
-    model.prototypes.commit(
-        iteration=1,
-        log_total_gain=0.0,
-        semantic_probability=torch.linspace(0.0, 1.0, columns),
-        image_basis=bases[0],
-        text_basis=bases[1],
-    )
-    model.prototypes.share_score(1 / 3)
+    model.prototypes.commit(ScoreForm(torch.linspace(0.0, 1.0, columns), 1 / 3, *bases))
     model.pair_logits.logit_scale.data.fill_(2.0)
     return model
 

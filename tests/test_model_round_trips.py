@@ -18,7 +18,7 @@ from tiny import tiny_encoder, tiny_inputs, tiny_refined
 KNOBS = {
     "num_prototypes": [1, 5],
     "probe_size": [2, 7],
-    "estimator": ["canonical", "paper"],
+    "estimators": [["canonical"], ["style"], ["style", "canonical", "pooled"]],
     "feedback_temperature": [1, 0.5],
     "loss": sorted(LOSSES),
     "margin": [0.05, 2.0],
@@ -47,7 +47,7 @@ def test_every_key_of_a_configuration_is_read_back(name, value, tmp_path):
     assert {**again.to_dict(), **told} == {**config.to_dict(), **told}
 
 
-@pytest.mark.parametrize("name", ["num_prototypes", "probe_size", "estimator", "loss", "margin"])
+@pytest.mark.parametrize("name", ["num_prototypes", "probe_size", "estimators", "loss", "margin"])
 def test_every_knob_of_a_model_is_read_back_with_its_weights(name, tmp_path):
     for number, value in enumerate(KNOBS[name]):
         model = PicoModel.from_encoder(

@@ -99,7 +99,7 @@ def test_both_directions_are_the_models_score(name):
 
 @torch.no_grad()
 def test_canonical_columns_come_along():
-    model = tiny_refined(estimator="canonical").eval()
+    model = tiny_refined(estimators=["canonical", "pooled"]).eval()
     assert int(model.prototypes.iteration) > 0
     encoder = multi_vector_encoder(model, tiny_processor())
     scores = both_directions(encoder.encode_query(CAPTIONS), encoder.encode_document(pictures()))

@@ -77,7 +77,7 @@ def test_the_whole_job_in_small_leaves_a_model_a_page_and_plots(tmp_path):
         "README.md",
         "tokenizer.json",
         "plots/spectrum.png",
-        "plots/iterations.png",
+        "plots/feedback.png",
     ):
         assert (tmp_path / "out" / name).exists(), name
     again = run(

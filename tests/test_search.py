@@ -73,13 +73,13 @@ def found_in_ten(index: PicoIndex, words: TokenFeatures, expected: torch.Tensor,
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip", "siglip2"])
-@pytest.mark.parametrize("estimator", ["canonical", "paper"])
-def test_scores_are_those_of_the_model(encoder, estimator, photos, tmp_path):
+@pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
+def test_scores_are_those_of_the_model(encoder, estimators, photos, tmp_path):
     if encoder == "siglip2":
         model = PicoModel.from_encoder(tiny_encoder(encoder), pooled_share=0.0)
         tool = PicoRetriever(model, tiny_processor(encoder), batch_size=4, show_progress=False)
     else:
-        tool = retriever(encoder, estimator=estimator)
+        tool = retriever(encoder, estimators=estimators)
         assert tool.model.column_weights.std() > 0.01
     index = PicoIndex.create(tmp_path / "index", tool, dtype="float32")
     add(index, photos)

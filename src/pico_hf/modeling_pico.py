@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
 from pico_hf.core.losses import PairLogits
-from pico_hf.core.semantic import column_weights
+from pico_hf.core.score_form import column_weights
 from pico_hf.core.similarity import same_side_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
 from pico_hf.encoders import checkpointing

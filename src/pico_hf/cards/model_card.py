@@ -43,8 +43,7 @@ class ModelFacts:
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
         pooled_share: m in [0, 1], how much of the score the encoder's own pooled features are.
-        iterations: The trainer's log entries about prototypes, one per iteration or candidate.
-        canonical: True if these entries are candidates of canonical columns.
+        refinements: What every proposal brought, as `logged_refinements` reads it from the log.
         arguments: Training arguments to show.
         command: The command that trained the model, empty if unknown.
         commit: Commit of the code that ran it, empty if unknown.
@@ -58,8 +57,7 @@ class ModelFacts:
     column_weights: Tensor
     semantic_probability: Tensor
     pooled_share: float = 0.0
-    iterations: Sequence[dict[str, Any]] = ()
-    canonical: bool = False
+    refinements: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
@@ -123,11 +121,10 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
     """
     facts = public_facts(facts)
     plots = find_spec("matplotlib") is not None  # an optional dependency
-    entry = "candidate" if facts.canonical else "iteration"
     if plots:
         plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
-    if plots and facts.iterations:
-        plot_feedback(facts.iterations, folder / "plots" / "iterations.png", entry)
+    if plots and facts.refinements:
+        plot_feedback(facts.refinements, folder / "plots" / "feedback.png")
     template = files("pico_hf.cards").joinpath("model_card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _metadata(facts),
@@ -136,8 +133,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         name=facts.name,
         pooled_percent=round(100 * facts.pooled_share),
         table=comparison_table(facts.results),
-        entry=entry,
-        iterations=list(facts.iterations),
+        refinements=list(facts.refinements),
         arguments=facts.arguments,
         command=facts.command,
         commit=facts.commit,

@@ -11,8 +11,10 @@ from transformers import TrainerState
 
 from pico_hf.cards.model_card import ModelFacts, models_of_metrics, write_model_card
 from pico_hf.cards.redaction import is_hub_id, last_part, public_name
+from pico_hf.core.state import SOURCES
 from pico_hf.hub.weights import is_sharded, remove_stale
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.feedback_log import logged_refinements
 from pico_hf.training_args import PicoTrainingArguments
 
 MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep your own text. -->"
@@ -102,19 +104,20 @@ def run_facts(
 ) -> ModelFacts:
     """Collects what the log of a run says; the arguments are those of `write_run_card`."""
     step = state.best_global_step if best and state.best_global_step else state.global_step
-    kept = int(model.prototypes.iteration)
-    canonical = bool(model.prototypes.canonical)
-    # Canonical columns are built and scored after the last step, also for the best checkpoint.
-    scored = state.global_step if canonical and kept else step
+    history = [entry for entry in state.log_history if entry["step"] <= step]
+    # What proposes at the end is built and scored after the last step, for the best checkpoint too.
+    found = logged_refinements(state.log_history)
+    ended = [entry for entry in found if SOURCES[entry["source"]] == "end"]
+    # A checkpoint was saved before what its evaluation led to.
+    kept = [entry for entry in found if entry not in ended and (not best or entry["step"] < step)]
     shown = {key: getattr(args, key) for key in _SHOWN}
     return ModelFacts(
         name=name,
-        results=_results([entry for entry in state.log_history if entry["step"] <= scored]),
+        results=_results(state.log_history if ended else history),
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
         pooled_share=model.pooled_share,
-        iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
-        canonical=canonical,
+        refinements=[*kept, *ended],
         arguments={**shown, "loss": model.config.loss, "step": step},
         base_model=_origin(model),
         adapter=any(".lora_" in name for name, _ in model.named_parameters()),

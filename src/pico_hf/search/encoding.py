@@ -102,7 +102,8 @@ class IndexEncoder:
         pooled = _folded_pooled(tokens.pooled, weights, share)
         folded = TokenFeatures(folded.features, folded.mask, pooled)
         stored = model.prototypes.to_encoder_columns(folded, "image").to("cpu")
-        metric = model.prototypes.columns.image_basis * weights.sqrt()
+        basis, root = model.prototypes.form.image_basis, weights.sqrt()
+        metric = root.diag() if basis is None else basis * root
         return Queries(stored, share, metric.float().cpu())
 
     def _encoded(self, queries: list[Any]) -> TokenFeatures:

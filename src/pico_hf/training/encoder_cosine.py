@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import NotNumbersError
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.evaluation import gallery_scores, mean_metrics
+from pico_hf.training.evaluation import evaluate_retrieval
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,8 @@ def evaluate_encoder(model: PreTrainedModel, split: EncodedSplit) -> dict[str, f
         images=_pooled(model, split.images, "image"),
         texts=_pooled(model, split.texts, "text"),
     )
-    equal = torch.ones_like(model.column_weights)
-    galleries = gallery_scores(model, plain, equal, pooled_share=1.0)
-    return mean_metrics([gallery.metrics() for gallery in galleries])
+    own = ScoreForm(torch.ones_like(model.semantic_probability), 1.0)
+    return evaluate_retrieval(model, plain, own)
 
 
 def encoder_metrics(model: PreTrainedModel, split: EncodedSplit) -> dict[str, float]:

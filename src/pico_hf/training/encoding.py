@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from pico_hf.core.canonical import PairMoments
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.modes import evaluation_mode
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset

@@ -55,7 +55,7 @@ def run_facts(model: nn.Module, train: Any, dev: Any) -> dict[str, Any]:
     pico = base_model(model)
     splits = dev if isinstance(dev, Mapping) else {"": dev}
     return {
-        "estimator": pico.config.estimator,
+        "estimators": list(pico.config.estimators),
         "num_prototypes": pico.config.num_prototypes,
         "encoder": pico.encoder.config.model_type,
         "adapter": pico is not model,

@@ -30,6 +30,7 @@ from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
+from pico_hf.training.feedback_log import log_entry
 from pico_hf.training.model_calls import loss_of_batch, train_tokens_too, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
@@ -168,7 +169,7 @@ class PicoTrainer(ResumableTrainer):
         feedback = replace(
             self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
         )
-        if feedback.too_few_pairs and feedback.starts_afresh and not feedback.canonical:
+        if feedback.too_few_pairs and feedback.starts_afresh and feedback.proposes("training"):
             feedback.restart()
 
     @property
@@ -193,34 +194,24 @@ class PicoTrainer(ResumableTrainer):
         """Name of the dev split's rSum in the metrics of a run."""
         return self.feedback.metric
 
-    def construct_prototypes(self) -> None:
-        """One iteration of style prototypes, or one alignment of canonical columns.
+    def construct_prototypes(self, when: str | None = None) -> None:
+        """Lets the model's estimators propose how to score, and takes what helps on the dev split.
 
-        Either takes statistics of training pairs, tries what follows from them on the dev split,
-        the network frozen, and fuses it by what it brought. It needs no training: with an encoder
-        as it is, `train_dataset` and `eval_dataset` are all it looks at. Without the latter, as
-        with a handful of pairs, all candidates for canonical columns count alike. With canonical
-        columns it also finds how much of the score the encoder's pooled features are. Checkpoints
-        of a run hold the network before its alignment; `save_model` saves it aligned.
+        Statistics of training pairs give proposals; each is tried on the dev split, the network
+        frozen, and fused by what it brought; what scores less than what is there is not taken. It
+        needs no training: with an encoder as it is, `train_dataset` and `eval_dataset` are all it
+        looks at. Without the latter, as with a handful of pairs, all proposals count alike.
+        Checkpoints of a run hold the network before its end; `save_model` saves it as it ends.
+
+        Args:
+            when: `"training"`: those that propose at every evaluation of a run, style prototypes.
+                `"end"`: those that propose when it is over, canonical columns and the share of
+                pooled vectors. None: the latter, or all of a model that has none of them.
         """
-        reports = self.feedback.construct()
+        found = self.feedback.construct(when)
         self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
-        for report in reports:
-            if report.source == "pooled":
-                continue
-            weights = self.pico_model.column_weights
-            self.log(
-                {
-                    "pico_iteration": report.iteration,
-                    "pico_feedback": report.gain,
-                    "pico_fused_weight": report.fused_weight,
-                    "pico_weight_std": float(weights.std(correction=0)),
-                    "pico_weight_min": float(weights.min()),
-                    "pico_weight_max": float(weights.max()),
-                }
-            )
-        if any(report.source == "pooled" for report in reports):
-            self.log({"pico_pooled_share": self.pico_model.pooled_share})
+        for refinement in found:
+            self.log(log_entry(refinement))
 
     # ---- scoring a split ------------------------------------------------------------------
 
