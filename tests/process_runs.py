@@ -167,7 +167,9 @@ def aligned(folder: Path, processes: int) -> dict[str, torch.Tensor]:
 def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Towers whose running statistics depend on the batches that a process sees."""
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder("align"), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     # Nothing is read back from a checkpoint, which would make processes equal.
     own = folder / os.environ.get("RANK", "0")
     knobs = {"max_steps": 4, "load_best_model_at_end": False}
