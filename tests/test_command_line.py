@@ -363,7 +363,12 @@ def trained(shop, tmp_path_factory):
 
 def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
     output, found = trained
-    assert list(found["results"]["dev"]) == ["base", "PICO"]
+    assert list(found["results"]["dev"]) == [
+        "encoder, before training",
+        "encoder",
+        "base",
+        "PICO",
+    ]
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
         path.name for path in output.iterdir()
     }

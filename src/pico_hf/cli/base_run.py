@@ -22,10 +22,13 @@ def weighed_in_training(trainer: Any) -> bool:
     return any(SOURCES[e["source"]] == "training" and e["fused_weight"] > 0 for e in found)
 
 
-def trained_base(start: Callable[[Any], Any], model_args: Any, args: Any, data: Any) -> Any:
+def trained_base(
+    trainer: Any, start: Callable[[Any], Any], model_args: Any, args: Any, data: Any
+) -> Any:
     """The trainer of the same start after a training with uniform weights.
 
     Args:
+        trainer: Of PICO's run.
         start: From `model_args` to model and processor.
         model_args: `ModelArguments`.
         args: `PicoTrainingArguments`.
@@ -33,14 +36,12 @@ def trained_base(start: Callable[[Any], Any], model_args: Any, args: Any, data: 
     """
     from transformers import set_seed
 
-    from pico_hf.training.trainer import PicoTrainer
-
     args = copy.copy(args)
     args.output_dir = str(Path(args.output_dir) / "_base")
     args.refine_prototypes = args.push_to_hub = False
     set_seed(args.seed)
     model, _ = start(model_args)
-    base = PicoTrainer(model, args, **data)
+    base = type(trainer)(model, args, **data)
     base.train()
     return base
 

@@ -174,7 +174,9 @@ def run_job(
             with uniform_weights(trainer.pico_model, share):
                 _score(results, "base", trainer, validation)
         elif data_args.compare_base:
-            _score(results, "base", trained_base(start, model_args, args, data), validation)
+            _score(
+                results, "base", trained_base(trainer, start, model_args, args, data), validation
+            )
         _score(results, "PICO", trainer, validation)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
