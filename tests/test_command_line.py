@@ -335,7 +335,7 @@ def test_bulk_embedding_makes_the_index_that_one_process_makes(shop, tmp_path):
     scores = [hit["score"] for hit in other["hits"]]
     assert [hit["score"] for hit in one["hits"]] == pytest.approx(scores, abs=1e-5)
     assert read("embed", shop / "photos", bulk, "--model", shop / "model")["added"] == 0
-    assert "holds no image" in refused("embed", tmp_path, bulk, "--model", shop / "model")
+    assert "must hold images" in refused("embed", tmp_path, bulk, "--model", shop / "model")
 
 
 def test_an_alignment_needs_no_training(shop, tmp_path):

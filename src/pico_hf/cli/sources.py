@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,31 @@ def model_of(index: str, given: str | None) -> str:
     if not Path(index, "index.json").is_file():
         raise Failed(f"{index!r} holds no index. Make one: pico-hf index FOLDER {index} --model …")
     raise Failed(f"{index!r} does not say which model it was made with. Name it by --model.")
+
+
+class Storage(StrEnum):
+    """How tokens are stored."""
+
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"
+
+
+def rows_of(source: str, split: str) -> Any:
+    """A folder or image as its path; rows of a table or of a data set.
+
+    Args:
+        source: As it was typed.
+        split: Of a named data set.
+    """
+    from pico_hf.data.paths import BUILDERS, load_files, load_named_split
+
+    if os.path.isdir(source):
+        tables = any(any(Path(source).glob(f"**/*{kind}")) for kind in (".parquet", ".arrow"))
+        return load_named_split(source, split) if tables else Path(source)
+    table = Path(source).suffix in BUILDERS
+    if os.path.isfile(source):
+        return load_files([source]) if table else Path(source)
+    if table or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise Failed(f"{source!r} is neither a file or folder that is there nor a data set's name.")
+    return load_named_split(source, split)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer
-from pico_hf.cli.commands.index import Storage, rows_of
+from pico_hf.cli.sources import Storage, rows_of
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pico_hf.cli.answers import Answer, Failed
+from pico_hf.cli.sources import Storage, rows_of
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
-
-
-class Storage(StrEnum):
-    """How tokens are stored."""
-
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
 
 
 def command(
@@ -90,23 +81,3 @@ def command(
             f"{len(skipped)} left out, first: {skipped[0]['image']}: {report.skipped[0][1]}"
         )
     return Answer({**values, **facts, "skipped": skipped}, lines)
-
-
-def rows_of(source: str, split: str) -> Any:
-    """A folder or image as its path; rows of a table or of a data set.
-
-    Args:
-        source: As it was typed.
-        split: Of a named data set.
-    """
-    from pico_hf.data.paths import BUILDERS, load_files, load_named_split
-
-    if os.path.isdir(source):
-        tables = any(any(Path(source).glob(f"**/*{kind}")) for kind in (".parquet", ".arrow"))
-        return load_named_split(source, split) if tables else Path(source)
-    table = Path(source).suffix in BUILDERS
-    if os.path.isfile(source):
-        return load_files([source]) if table else Path(source)
-    if table or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise Failed(f"{source!r} is neither a file or folder that is there nor a data set's name.")
-    return load_named_split(source, split)
