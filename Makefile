@@ -12,9 +12,10 @@ MINUTES := 10
 INPUTS := 5000
 SEED := 0
 
-.PHONY: help install demo encoders chaos fuzz effect-smoke format check test test-slow test-all
+.PHONY: help install demo demo-screenshot encoders chaos fuzz effect-smoke format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
+	@echo "make demo-screenshot  docs/demo.png, by the test that walks through the demo page"
 	@echo "make test      the fast tests, about five minutes on two cores"
 	@echo "make test-slow the slow tests; make test-all: these, and every architecture in every test"
 	@echo "make encoders  what every supported architecture passes, as a table"
@@ -29,6 +30,11 @@ install: $(VENV)/.pico-dev
 
 demo: $(VENV)/.pico-demo
 	$(BIN)/python examples/run_pico.py
+
+# Trains the embedded model if it is not there; needs chromium and chromium-driver.
+demo-screenshot: $(VENV)/.pico-test
+	test -f outputs/emoji-styles/model.safetensors || $(BIN)/python examples/run_pico.py
+	PICO_DEMO_SCREENSHOT=docs/demo.png $(BIN)/python -m pytest -rs tests/test_demo_page.py -k embedded_drawings_are
 
 test: $(VENV)/.pico-test
 	$(PYTEST) -m "not slow and not exhaustive"

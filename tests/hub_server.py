@@ -50,6 +50,8 @@ class Repository:
 
     owner: str
     private: bool = False
+    kind: str = "model"  # or "space"
+    sdk: str | None = None  # of a Space
     commits: dict[str, dict[str, Entry]] = field(default_factory=dict)
     log: list[tuple[str, str]] = field(default_factory=list)  # (commit, title), oldest first
     branches: dict[str, str] = field(default_factory=dict)
@@ -168,6 +170,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer_request
 
     def _dispatch(self, request: str) -> None:
+        # Spaces have the same routes under another name.
+        path = re.sub(r" /(api/)?spaces/(?!create)", r" /\1models/", request, count=1)
+        self.kind = "model" if path == request else "space"
+        request = path if "/api/" in path else path.replace(" /models/", " /", 1)
         for pattern, action in ROUTES:
             match = re.fullmatch(pattern, request)
             if match:
@@ -215,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository(self, repo: str, write: bool = False) -> Repository:
         user, found = self._user(), self.hub.repositories.get(repo)
         member = user is not None and repo.split("/")[0] in user[1]
-        if found is None or (found.private and not member):
+        other = found is not None and found.kind != self.kind
+        if found is None or other or (found.private and not member):
             raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
         if write:
             self._may_write(repo.split("/")[0])
@@ -251,7 +258,11 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{owner}/{wish['name']}"
         known = repo in self.hub.repositories
         if not known:
-            fresh = Repository(owner, wish.get("visibility") == "private" or wish.get("private"))
+            private = wish.get("visibility") == "private" or wish.get("private")
+            kind = wish.get("type") or "model"
+            if kind == "space" and not wish.get("sdk"):
+                raise Refused(400, "A Space needs an SDK")
+            fresh = Repository(owner, private, kind, wish.get("sdk"))
             fresh.commit("main", "initial commit", {})
             self.hub.repositories[repo] = fresh
         self._json({"url": f"{self.hub.endpoint}/{repo}", "name": repo}, 409 if known else 200)

@@ -31,6 +31,29 @@ def load_pairs(source: str, split: str = "train", **columns: Any) -> Any:
     return load_image_text(source, split=split, **columns)
 
 
+def image_rows(source: str, split: str = "train") -> Any:
+    """A folder or image as its path; rows of a table or of a data set.
+
+    Args:
+        source: What is there as a file or folder; else the name of a data set.
+        split: Of a named data set.
+
+    Raises:
+        Failed: If it is neither.
+    """
+    from pico_hf.data.paths import BUILDERS, load_files, load_named_split
+
+    if os.path.isdir(source):
+        tables = any(any(Path(source).glob(f"**/*{kind}")) for kind in (".parquet", ".arrow"))
+        return load_named_split(source, split) if tables else Path(source)
+    table = Path(source).suffix in BUILDERS
+    if os.path.isfile(source):
+        return load_files([source]) if table else Path(source)
+    if table or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise Failed(f"{source!r} is neither a file or folder that is there nor a data set's name.")
+    return load_named_split(source, split)
+
+
 def remember_model(index: Path, model: str) -> None:
     """Notes beside an index which model it was made with, for the commands that open it."""
     from pico_hf.hub.files import write_json
@@ -67,23 +90,3 @@ class Storage(StrEnum):
     float16 = "float16"
     float32 = "float32"
     int8 = "int8"
-
-
-def rows_of(source: str, split: str) -> Any:
-    """A folder or image as its path; rows of a table or of a data set.
-
-    Args:
-        source: As it was typed.
-        split: Of a named data set.
-    """
-    from pico_hf.data.paths import BUILDERS, load_files, load_named_split
-
-    if os.path.isdir(source):
-        tables = any(any(Path(source).glob(f"**/*{kind}")) for kind in (".parquet", ".arrow"))
-        return load_named_split(source, split) if tables else Path(source)
-    table = Path(source).suffix in BUILDERS
-    if os.path.isfile(source):
-        return load_files([source]) if table else Path(source)
-    if table or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise Failed(f"{source!r} is neither a file or folder that is there nor a data set's name.")
-    return load_named_split(source, split)

@@ -74,6 +74,20 @@ class ScoreForm(NamedTuple):
         return all(bool(torch.isfinite(part).all()) for part in self.tensors())
 
 
+def compared_forms(own: ScoreForm) -> dict[str, ScoreForm]:
+    """What a model is compared with: the encoder's pooled cosine, equal weights; and it itself.
+
+    Args:
+        own: The form of the model; it comes last.
+
+    Example:
+        >>> list(compared_forms(ScoreForm(torch.tensor([0.75, 0.25]))))
+        ['pooled cosine', 'base, w = 1', 'PICO']
+    """
+    plain = ScoreForm(torch.ones_like(own.semantic_probability))
+    return {"pooled cosine": plain._replace(pooled_share=1.0), "base, w = 1": plain, "PICO": own}
+
+
 def column_weights(probability: Float[Tensor, " columns"]) -> Float[Tensor, " columns"]:
     """Computes w_d = D·p_d / Σp. Their mean is 1, so margins and temperatures keep their meaning.
 

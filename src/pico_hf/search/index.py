@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -152,6 +153,20 @@ class PicoIndex:
     def retriever(self) -> Any:
         """What encodes images and queries; None in an index of vectors alone."""
         return self._encoder.retriever
+
+    def with_model(self, model: Any) -> PicoIndex:
+        """The same images, searched with a model that encodes images alike and scores otherwise.
+
+        Raises:
+            ValueError: If it encodes images in another way, or there is no retriever.
+        """
+        retriever = copy.copy(self._encoder.required("search with another model"))
+        retriever.model = model
+        encoder = IndexEncoder(retriever, self._store.facts["merging"])
+        check_same_encoder(self._store.facts["encoder"], encoder.fingerprint())
+        other = type(self)(self._store, encoder)
+        other._temporary = self._temporary
+        return other
 
     @property
     def place(self) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer
-from pico_hf.cli.sources import Storage, rows_of
+from pico_hf.cli.sources import Storage, image_rows
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
@@ -45,7 +45,7 @@ def command(
     from pico_hf.search.bulk import embed
     from pico_hf.search.sources import images_of
 
-    rows = rows_of(source, split)
+    rows = image_rows(source, split)
     if isinstance(rows, Path):
         images_of(rows)  # nothing is made for a folder without images
     retriever = PicoRetriever.from_pretrained(model, batch_size=batch_size)

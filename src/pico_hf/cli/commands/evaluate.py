@@ -75,22 +75,15 @@ def compare(retriever: Any, rows: Any) -> dict[str, dict[str, float]]:
         retriever: A `PicoRetriever`.
         rows: An `ImageTextDataset`.
     """
-    import torch
-
-    from pico_hf.core.score_form import ScoreForm
+    from pico_hf.core.score_form import compared_forms
     from pico_hf.training.encoding import SplitEncoder, encoder_columns
     from pico_hf.training.evaluation import evaluate_retrieval
 
     model = retriever.model
     encoder = SplitEncoder(model, retriever.collate, batch_size=retriever.batch_size)
     split = encoder.split(rows, "Encoding", encoder_columns)
-    plain = ScoreForm(torch.ones_like(model.column_weights))
-    tried = {
-        "pooled cosine": plain._replace(pooled_share=1.0),
-        "base, w = 1": plain,
-        "PICO": model.prototypes.form,
-    }
-    return {name: evaluate_retrieval(model, split, form) for name, form in tried.items()}
+    forms = compared_forms(model.prototypes.form)
+    return {name: evaluate_retrieval(model, split, form) for name, form in forms.items()}
 
 
 def _mteb(model: str, names: list[str], batch_size: int) -> Answer:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed
-from pico_hf.cli.sources import Storage, rows_of
+from pico_hf.cli.sources import Storage
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
@@ -44,7 +44,7 @@ def command(
     Run it again after images were added, changed or the run was stopped: only what is new is
     encoded. Columns of a table become fields for --filter.
     """
-    from pico_hf.cli.sources import model_of, remember_model
+    from pico_hf.cli.sources import image_rows, model_of, remember_model
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
     from pico_hf.search.sources import images_of
@@ -59,7 +59,7 @@ def command(
             f"{index!r} is there already; --storage and --token-merging are for a new index. Leave "
             "them out, or name another folder."
         )
-    rows = rows_of(source, split)
+    rows = image_rows(source, split)
     if isinstance(rows, Path):
         images_of(rows)  # nothing is made for a folder without images
     name = model_of(index, model)
