@@ -106,7 +106,7 @@ def test_a_share_of_less_than_half_is_trained_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_an_evaluation_also_tells_what_the_encoder_scores_by_itself(tmp_path, share):
-    model, rows = tiny_model(pooled_share=share), tiny_rows(12)
+    model, rows = tiny_model(pooled_share=share, probe_size=3), tiny_rows(12)
     trainer = tiny_trainer(tmp_path, {"model": model})
     owner = torch.arange(12).repeat_interleave(2)
     expected = retrieval_metrics(own_scores(model.encoder, trainer, rows), owner)
