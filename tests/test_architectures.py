@@ -233,6 +233,13 @@ def test_a_temperature_becomes_a_scale():
     assert float(tokens.logit_scale.detach().exp()) == pytest.approx(20.0 / 2.0)  # two cosines
 
 
+def test_scores_of_an_encoder_without_a_scale_start_at_ten_times():
+    unscaled = PicoModel.from_encoder(tiny_encoder("blip-2-itm"), num_prototypes=3)
+    built = PicoModel(unscaled.config)
+    for model in (unscaled, built):
+        assert float(model.logit_scale.detach().exp()) == pytest.approx(10.0)
+
+
 def test_batch_statistics_of_projections_never_move():
     model, inputs = wrapped("groupvit").train(), tiny_inputs()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pico_hf import PicoCollator, PicoModel, PicoRetriever, cli, explain
+from command_line import read, refused
+from pico_hf import PicoCollator, PicoModel, PicoRetriever, explain
 from pico_hf.encoders.grid import patch_grid
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 from pico_hf.encoders.table import ENCODERS, architecture
@@ -277,23 +278,25 @@ def test_several_captions_are_refused():
         explain(weighted(), tiny_processor(), picture(), ["a", "b"])
 
 
-def test_the_command_draws_and_prints_the_parts_of_the_words(tmp_path, capsys):
+def test_the_command_draws_and_gives_the_parts_of_the_words(tmp_path):
     model, processor = weighted(), tiny_processor()
     for part in (model, processor):
         part.save_pretrained(tmp_path / "model")
     picture().save(tmp_path / "cat.png")
     expected = explain(model, processor, picture(), CAPTION)
     paths = [str(tmp_path / name) for name in ("model", "cat.png")]
-    cli.main(["explain", *paths, CAPTION, "--output", str(tmp_path / "why.png")])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines[:4]] == list(expected.words)
-    assert float(lines[-1].split()[0]) == pytest.approx(expected.score, abs=1e-4)
-    assert sum(float(line.split()[0]) for line in lines[:-1]) == pytest.approx(
-        expected.score, abs=1e-3
+    found = read("explain", *paths, CAPTION, "--output", tmp_path / "why.png", "--columns", 999)
+    assert [part["word"] for part in found["words"]] == list(expected.words)
+    assert found["score"] == pytest.approx(expected.score, abs=1e-5)
+    parts = [part["part"] for part in found["words"]]
+    assert sum(parts) + found["patches"] + found["pooled"] == pytest.approx(
+        found["score"], abs=1e-5
     )
+    columns = [column["part"] for column in found["columns"]]
+    assert len(columns) == model.column_weights.numel()
+    assert columns == sorted(columns, reverse=True)
     assert (tmp_path / "why.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="pico-hf: "):
-        cli.main(["explain", paths[0], str(tmp_path / "none.png"), CAPTION])
+    assert "none.png" in refused("explain", paths[0], tmp_path / "none.png", CAPTION)
 
 
 def test_an_explanation_cannot_be_changed(explanation):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pico_hf import PicoModel, cli
+from command_line import done, refused
+from pico_hf import PicoModel
 from pico_hf.encoders.check import load_encoder
 from pico_hf.encoders.tokens import (
     image_hidden_states,
@@ -178,14 +179,14 @@ def test_learned_projections_and_adapters_are_not_exported(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_the_command_writes_encoder_and_processor(fold, tmp_path, capsys):
+def test_the_command_writes_encoder_and_processor(fold, tmp_path):
     from transformers import AutoModel, AutoProcessor
 
     model = weighted("clip")
     model.save_pretrained(tmp_path / "model")
     tiny_processor().save_pretrained(tmp_path / "model")
-    cli.main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *["--fold"] * fold])
-    assert "and processor" in capsys.readouterr().out
+    said = done("export", tmp_path / "model", tmp_path / "out", *["--fold"] * fold)
+    assert "and processor" in said
     again = AutoModel.from_pretrained(tmp_path / "out")
     same = torch.equal(again.visual_projection.weight, model.encoder.visual_projection.weight)
     assert type(again) is type(model.encoder)
@@ -194,17 +195,15 @@ def test_the_command_writes_encoder_and_processor(fold, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("prototypes*"))
 
 
-def test_the_command_takes_adapters_and_answers_errors_by_one_line(tmp_path, capsys):
+def test_the_command_takes_adapters_and_answers_errors_by_one_line(tmp_path):
     peft = pytest.importorskip("peft")
     from pico_hf import pico_lora_config, save_adapter
 
     tiny_encoder().save_pretrained(tmp_path / "base")
     model = PicoModel.from_pretrained(tmp_path / "base", num_prototypes=3, probe_size=3)
     save_adapter(peft.get_peft_model(model, pico_lora_config(model)), tmp_path / "adapter")
-    cli.main(["export", str(tmp_path / "adapter"), str(tmp_path / "out")])
-    assert "no processor" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"^pico-hf: .*nowhere.*$"):
-        cli.main(["export", str(tmp_path / "nowhere"), str(tmp_path / "out2")])
+    assert "no processor" in done("export", tmp_path / "adapter", tmp_path / "out")
+    assert "nowhere" in refused("export", tmp_path / "nowhere", tmp_path / "out2")
 
 
 @pytest.mark.parametrize(
@@ -217,8 +216,9 @@ def test_a_target_that_is_the_source_is_refused_before_anything_is_written(tmp_p
     model.save_pretrained(source)
     link.symlink_to(source)
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    with pytest.raises(SystemExit, match="`target` must not be the folder of the source"):
-        cli.main(["export", str(source), target.format(source=source, link=link, parent=tmp_path)])
+    place = target.format(source=source, link=link, parent=tmp_path)
+    said = refused("export", source, place)
+    assert "`target` must not be the folder of the source" in said
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
 
 
@@ -226,7 +226,7 @@ def test_a_target_that_holds_something_else_is_refused(tmp_path):
     tiny_refined().save_pretrained(tmp_path / "model")
     other = tmp_path / "other"
     tiny_encoder("siglip").save_pretrained(other)
-    with pytest.raises(SystemExit, match="`target` must be a new or an empty folder"):
-        cli.main(["export", str(tmp_path / "model"), str(other)])
-    with pytest.raises(SystemExit, match="`target` must be a folder, got the file"):
-        cli.main(["export", str(tmp_path / "model"), str(other / "config.json")])
+    said = refused("export", tmp_path / "model", other)
+    assert "`target` must be a new or an empty folder" in said
+    said = refused("export", tmp_path / "model", other / "config.json")
+    assert "`target` must be a folder, got the file" in said

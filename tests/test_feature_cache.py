@@ -8,7 +8,8 @@ import pytest
 import tokenizers
 import torch
 
-from pico_hf import PicoCollator, PicoModel, cli
+from command_line import done, read, refused
+from pico_hf import PicoCollator, PicoModel
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training import feature_cache
 from pico_hf.training.cache_folder import cache_entries, default_cache_dir
@@ -156,7 +157,7 @@ def test_what_a_killed_process_left_is_cleared(tmp_path):
     assert not left.exists()
 
 
-def test_the_command_lists_and_clears_what_is_cached(tmp_path, capsys):
+def test_the_command_lists_and_clears_what_is_cached(tmp_path):
     towers = encoder()
     for images in (6, 7):
         cache_token_features(towers, ImageTextDataset(tiny_rows(images)), tmp_path)
@@ -167,16 +168,17 @@ def test_the_command_lists_and_clears_what_is_cached(tmp_path, capsys):
     ]
     files = [file for file in (tmp_path / entries[0].key).rglob("*") if file.is_file()]
     assert entries[0].size == sum(file.stat().st_size for file in files)
-    cli.main(["cache", str(tmp_path)])
-    listed = capsys.readouterr().out
+    listed = done("cache", tmp_path)
     assert f"{entries[0].key}" in listed
-    assert "clip, 7 images, 14 captions" in listed
     assert "2 entries in" in listed
-    cli.main(["cache", str(tmp_path), "--clear", entries[0].key])
+    assert [(e["images"], e["captions"]) for e in read("cache", tmp_path)["entries"]] == [
+        (7, 14),
+        (6, 12),
+    ]
+    done("cache", tmp_path, "--clear", entries[0].key)
     assert [entry.images for entry in cache_entries(tmp_path)] == [6]
-    with pytest.raises(SystemExit, match="`key` must name an entry of"):
-        cli.main(["cache", str(tmp_path), "--clear", "nothing"])
-    cli.main(["cache", str(tmp_path), "--clear", "all"])
+    assert "`key` must name an entry of" in refused("cache", tmp_path, "--clear", "nothing")
+    done("cache", tmp_path, "--clear", "all")
     assert cache_entries(tmp_path) == []
     assert not list(tmp_path.iterdir())
 

@@ -18,8 +18,14 @@ def options(monkeypatch):
 
 def test_every_folder_with_code_is_a_package_of_the_wheel(options):
     source = ROOT / "src"
-    folders = {path.parent.relative_to(source).as_posix() for path in source.rglob("*.py")}
+    files = set(source.rglob("*.py")) - set(source.glob("*.py"))
+    folders = {path.parent.relative_to(source).as_posix() for path in files}
     assert {folder.replace("/", ".") for folder in folders} == set(options["packages"])
+
+
+def test_every_module_outside_the_package_is_in_the_wheel(options):
+    found = {path.stem for path in (ROOT / "src").glob("*.py")}
+    assert found == set(options["py_modules"])
 
 
 def test_the_metric_lies_beside_the_package():

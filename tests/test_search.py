@@ -380,14 +380,17 @@ def test_a_text_file_called_jpg_is_left_out_with_one_line(photos, tmp_path, capl
         add(index, [photos / "bad.jpg"])
 
 
-def test_images_up_to_pillows_limit_are_indexed_and_larger_ones_named(tmp_path, monkeypatch):
+def test_images_within_the_budget_are_indexed_and_larger_ones_named(tmp_path, monkeypatch):
     index = PicoIndex.create(tmp_path / "index", retriever())
-    Image.new("L", (10000, 6000), 90).save(tmp_path / "large.png")
+    for grey, name in ((90, "large.png"), (91, "larger.png"), (92, "larger.jpg")):
+        Image.new("L", (10000, 3000), grey).save(tmp_path / name)
     assert add(index, tmp_path / "large.png").added == 1
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000_000)
-    Image.new("L", (10000, 6000), 91).save(tmp_path / "larger.png")
-    with pytest.raises(ValueError, match="more than 10000000 pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000_000)
+    with pytest.raises(ValueError, match=r"larger\.png .*10000 × 3000 pixels.* is 20000000"):
         add(index, tmp_path / "larger.png")
+    assert add(index, tmp_path / "larger.jpg").added == 1
+    monkeypatch.setenv("PICO_HF_MAX_PIXELS", "30000000")
+    assert add(index, tmp_path / "larger.png").added == 1
 
 
 def test_queries_that_say_nothing_are_refused_and_long_ones_cut(photos, tmp_path, caplog):

@@ -1,7 +1,7 @@
 """Outputs of frozen towers over the study's data, computed once: one store per corpus and tower.
 
 Run: python benchmarks/effect/features.py --corpora flickr8k emoji --towers lite0 lite2
-It needs the data in `--data` (see RESULTS.md for their form) and takes about a quarter of an hour
+It needs the data in `--data` (see TABLES.md for their form) and takes about a quarter of an hour
 per corpus and tower on one core. An image's 7 × 7 cells are averaged to a 4 × 4 grid, as in the
 first measurements of the method, which makes every later run three times as fast.
 """

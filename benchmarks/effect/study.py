@@ -306,8 +306,7 @@ class Study:
             seed=job.seed,
             report_to="none",
             disable_tqdm=True,
-            **self.schedule(job),
-            **run,
+            **{**self.schedule(job), **run},
         )
         return PicoTrainer(
             model or self.start(job),

@@ -6,36 +6,36 @@ else. The Trainer, data loading and other costly modules are imported when they 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification
-
-from pico_hf.configuration_pico import PicoConfig
-from pico_hf.core.token_features import TokenFeatures
-from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
-from pico_hf.encoders.table import register_encoder
-from pico_hf.hub.prototype_files import PicoPrototypes
-from pico_hf.modeling_outputs import PicoOutput
-from pico_hf.modeling_pico import PicoModel
-
 if TYPE_CHECKING:
+    from pico_hf.configuration_pico import PicoConfig
     from pico_hf.core.encoded_split import EncodedSplit
+    from pico_hf.core.token_features import TokenFeatures
     from pico_hf.data.collator import PicoCollator
     from pico_hf.data.dataset import ImageTextDataset
     from pico_hf.data.image_pairs import ImagePairDataset
     from pico_hf.data.loading import load_image_text
     from pico_hf.data.pair_collator import ImagePairCollator
     from pico_hf.data.stream import ImageTextStream
+    from pico_hf.encoders.spec import EncoderSpec, Step, TokenMap
+    from pico_hf.encoders.table import register_encoder
     from pico_hf.evaluate_metric import retrieval_metric_path
     from pico_hf.explanation import Explanation, explain
+    from pico_hf.hub.prototype_files import PicoPrototypes
     from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
+    from pico_hf.modeling_outputs import PicoOutput
+    from pico_hf.modeling_pico import PicoModel
     from pico_hf.pipelines import (
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.recipes import Recipe, recipe
     from pico_hf.retriever import Match, PicoRetriever
-    from pico_hf.search.index import Hit, PicoIndex
+    from pico_hf.search.hits import Hit
+    from pico_hf.search.index import PicoIndex
     from pico_hf.training.encoder_cosine import evaluate_encoder
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
@@ -51,6 +51,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EncoderSpec": "pico_hf.encoders.spec",
+    "PicoConfig": "pico_hf.configuration_pico",
+    "PicoModel": "pico_hf.modeling_pico",
+    "PicoOutput": "pico_hf.modeling_outputs",
+    "PicoPrototypes": "pico_hf.hub.prototype_files",
+    "Step": "pico_hf.encoders.spec",
+    "TokenFeatures": "pico_hf.core.token_features",
+    "TokenMap": "pico_hf.encoders.spec",
+    "register_encoder": "pico_hf.encoders.table",
     "EncodedImagePairs": "pico_hf.training.image_retrieval",
     "EncodedSplit": "pico_hf.core.encoded_split",
     "Explanation": "pico_hf.explanation",
@@ -58,7 +67,7 @@ _LAZY = {
     "ImagePairDataset": "pico_hf.data.image_pairs",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
-    "Hit": "pico_hf.search.index",
+    "Hit": "pico_hf.search.hits",
     "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
@@ -77,6 +86,8 @@ _LAZY = {
     "load_adapter_model": "pico_hf.lora",
     "load_image_text": "pico_hf.data.loading",
     "pico_lora_config": "pico_hf.lora",
+    "Recipe": "pico_hf.recipes",
+    "recipe": "pico_hf.recipes",
     "retrieval_metric_path": "pico_hf.evaluate_metric",
     "save_adapter": "pico_hf.lora",
     "score_images": "pico_hf.training.image_retrieval",
@@ -104,6 +115,7 @@ __all__ = [
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
+    "Recipe",
     "SplitEncoder",
     "Step",
     "TokenFeatures",
@@ -116,6 +128,7 @@ __all__ = [
     "load_adapter_model",
     "load_image_text",
     "pico_lora_config",
+    "recipe",
     "register_encoder",
     "retrieval_metric_path",
     "save_adapter",
@@ -123,9 +136,9 @@ __all__ = [
     "split_scores",
 ]
 
-AutoConfig.register(PicoConfig.model_type, PicoConfig, exist_ok=True)
-AutoModel.register(PicoConfig, PicoModel, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(PicoConfig, PicoModel, exist_ok=True)
+# The command line registers them when a command begins: its help should not cost seconds.
+if "pico_hf_command" not in sys.modules:
+    import_module("pico_hf.registration")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
-from pico_hf.core.losses import PairLogits
+from pico_hf.core.losses import START_SCALE, PairLogits
 from pico_hf.core.score_form import column_weights
 from pico_hf.core.similarity import same_side_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
@@ -53,7 +54,7 @@ class PicoPreTrainedModel(PreTrainedModel):
         if isinstance(module, PicoPrototypes):
             module.init_buffers()
         elif isinstance(module, PairLogits):
-            init.zeros_(module.logit_scale)
+            init.constant_(module.logit_scale, math.log(START_SCALE))
             init.zeros_(module.logit_bias)
         else:
             super()._init_weights(module)

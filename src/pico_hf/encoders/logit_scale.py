@@ -7,13 +7,19 @@ import math
 import torch
 from transformers import PreTrainedModel
 
+from pico_hf.core.losses import START_SCALE
 from pico_hf.encoders.table import FALLBACK, encoder_spec
 
 
 def logit_scale(encoder: PreTrainedModel) -> tuple[float, float | None]:
-    """(logarithm of the encoder's scale, its bias or None); 0 where there is no scale."""
+    """(logarithm of the encoder's scale of cosines, its bias or None).
+
+    An encoder without a scale gets that of `pico_hf.core.losses.START_SCALE`, which is for scores
+    that range twice as far as cosines.
+    """
     spec = encoder_spec(encoder)
-    scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else 0.0
+    start = math.log(2 * START_SCALE)
+    scale = getattr(encoder, spec.logit_scale).item() if spec.logit_scale else start
     if spec.temperature:
         scale = -math.log(getattr(encoder, spec.temperature).item())
     return scale, getattr(encoder, spec.logit_bias).item() if spec.logit_bias else None

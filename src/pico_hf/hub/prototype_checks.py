@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
 from pico_hf.core.state import Sizes, declared_buffers
+from pico_hf.hub.errors import shortened
 from pico_hf.hub.prototype_values import WEIGHTS_FILE, check_values
 
 FACTS_FILE = "prototypes.json"
@@ -27,7 +28,7 @@ def checked_fields(facts: dict[str, Any]) -> dict[str, Any]:
     try:
         PicoConfig(**values)  # it knows which values are valid
     except Exception as error:  # strict fields raise a class of their own
-        raise ValueError(f"{FACTS_FILE} is not valid: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{FACTS_FILE} is not valid: {shortened(error)}") from error
     return values
 
 

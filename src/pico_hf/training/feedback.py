@@ -95,8 +95,8 @@ class Feedback:
         """Lets the model's estimators propose, and takes what helps.
 
         Args:
-            when: Those that propose in `"training"`, or at its `"end"`; None: the latter, which need
-                no training, or all of a model that has none of them.
+            when: Those that propose in `"training"`, or at its `"end"`; None: the latter, which
+                need no training, or all of a model that has none of them.
 
         Returns:
             What each proposal brought.

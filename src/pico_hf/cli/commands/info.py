@@ -1,0 +1,126 @@
+"""`pico-hf info`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pico_hf.cli.answers import Answer, Failed, Table
+
+PANEL = "Models"
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(help="Model (a folder or repository) or index (a folder).")
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Of an index: read every byte and find any damage.")
+    ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="For an adapter that does not name its base.")
+    ] = None,
+) -> Answer:
+    """Tell what a model or an index is: encoder, columns, weights, fingerprint, sizes."""
+    if Path(source, "index.json").is_file():
+        values = index_facts(source, verify)
+    elif os.path.isdir(source) and not any(
+        Path(source, name).is_file() for name in ("config.json", "adapter_config.json")
+    ):
+        raise Failed(f"{source!r} holds neither a model (config.json) nor an index (index.json).")
+    else:
+        values = model_facts(source, base)
+    rows = [(name.replace("_", " "), _cell(value)) for name, value in values.items()]
+    return Answer(values, [Table(("", source), rows)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(own)}" for key, own in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "yes" if value is True else "no" if value is False else str(value)
+
+
+def model_facts(source: str, base: str | None = None) -> dict[str, Any]:
+    """What a model is.
+
+    Args:
+        source: Folder or repository.
+        base: For an adapter that does not name its base.
+    """
+    from pico_hf.encoders.projection_modules import projection_parameters
+    from pico_hf.hub.fingerprint import encoder_fingerprint
+    from pico_hf.modeling_pico import PicoModel
+
+    model: Any = PicoModel.from_pretrained(source, **({} if base is None else {"base": base}))
+    weights, prototypes = model.column_weights, model.prototypes
+    return {
+        "kind": "model",
+        "encoder": model.encoder.config.model_type,
+        "columns": len(weights),
+        "estimators": ", ".join(prototypes.estimators),
+        "rotated": prototypes.form.image_basis is not None,
+        "proposals": int(prototypes.iteration),
+        "column_weights": {
+            "min": float(weights.min()),
+            "median": float(weights.median()),
+            "max": float(weights.max()),
+            "std": float(weights.std(correction=0)),
+        },
+        "pooled_share": model.pooled_share,
+        "loss": model.config.loss,
+        "parameters": sum(part.numel() for part in model.parameters()),
+        "type": str(model.dtype).removeprefix("torch."),
+        "bytes": _folder_bytes(source) if os.path.isdir(source) else None,
+        "fingerprint": encoder_fingerprint(model.encoder, projection_parameters(model.encoder)),
+    }
+
+
+def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
+    """What an index is; no model is loaded.
+
+    Args:
+        source: Its folder.
+        verify: True reads every byte.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    from pico_hf.cli.answers import Failed
+    from pico_hf.cli.sources import model_of
+    from pico_hf.search.store import ImageStore
+
+    store = ImageStore(Path(source), verify=verify)
+    facts, encoder = store.manifest, store.manifest["encoder"] or {}
+    try:
+        model: str | None = model_of(source, None)
+    except Failed:
+        model = None
+    living = store.alive.nonzero().flatten().tolist()
+    fields = sorted({field for row in living for field in store.records[row]["payload"]})
+    return {
+        "kind": "index",
+        "images": len(living),
+        "deleted": len(store.alive) - len(living),
+        "without_pooled_feature": int((~store.known[living]).sum()),
+        "columns": facts["width"],
+        "storage": facts["dtype"],
+        "token_merging": facts["merging"],
+        "shards": len(facts["shards"]),
+        "bytes": _folder_bytes(source),
+        "model": model,
+        "encoder": encoder.get("model_type"),
+        "fields": fields,
+        "verified": verify,
+        "fingerprint": encoder.get("tower"),
+    }
+
+
+def _folder_bytes(folder: str) -> int:
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
