@@ -5,10 +5,12 @@
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
 
-Without arguments it trains on emoji drawings in five styles and compares the base (uniform column
-weights) with PICO on unseen concepts, drawn in seen and in unseen styles. Canonical columns and the
-share of pooled vectors are found when training is over. If no style prototypes were taken on the
-way, base and PICO are one network; else the base is trained beside it from the same start.
+Without arguments it trains on emoji drawings in five styles and compares three scores on unseen
+concepts, drawn in seen and in unseen styles: the encoder's own (the cosine of its pooled features),
+the base (uniform column weights) and PICO. Canonical columns and the share of pooled vectors are
+found when training is over. If no style prototypes were taken on the way, base and PICO are one
+network; else the base is trained beside it from the same start. A pretrained encoder is also scored
+before training.
 """
 
 from __future__ import annotations
@@ -103,7 +105,8 @@ def load_model(args: EmbeddedModelArguments) -> tuple[PicoModel, Any]:
         from lite_clip import load_lite_clip
 
         encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
-        return PicoModel.from_encoder(encoder, **knobs), processor
+        # Its projections are newly drawn, so there is no pooled feature to trust yet.
+        return PicoModel.from_encoder(encoder, **{"pooled_share": 0.0, **knobs}), processor
 
     return load_job_model(args, embedded)
 

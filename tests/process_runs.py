@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 import torch.distributed as dist
 
 from pico_hf import PicoModel
-from tiny import tiny_encoder, tiny_rows
+from pico_hf.training.feedback import Feedback
+from tiny import tiny_encoder, tiny_processor, tiny_rows
+from tiny_encoders import BUILDERS
 from tiny_trainer import BARE, tiny_model, tiny_trainer
 
 BATCH = 12  # pairs per step, of all processes together
@@ -38,11 +41,13 @@ def run(
     options: Any = None,
     *,
     resume: bool | str = False,
+    guarded: bool = True,
     **knobs: Any,
 ):
     """Trains 20 steps, by plain gradient descent unless something else is wanted.
 
-    AdamW turns the rounding of gradients that are zero into steps of full length.
+    AdamW turns the rounding of gradients that are zero into steps of full length. Unguarded, what
+    feedback is asked about is taken, whether or not so short a run gains by it.
     """
     trainer = tiny_trainer(
         folder,
@@ -60,6 +65,7 @@ def run(
             **knobs,
         },
     )
+    trainer.feedback_class = partial(Feedback, guarded=guarded)
     before = flat(trainer.pico_model)
     trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == knobs.get("max_steps", STEPS)
@@ -150,18 +156,20 @@ def refined(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Style prototypes while training, chosen by their effect on the dev split."""
     model = tiny_model(loss="infonce", estimators=["style"])
     knobs = {"prototype_warmup_epochs": 1.0, "per_device_eval_batch_size": 4}
-    return result(*run(folder, processes, model=model, **knobs))
+    return result(*run(folder, processes, model=model, guarded=False, **knobs))
 
 
 def aligned(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Canonical columns after training."""
-    return result(*run(folder, processes, per_device_eval_batch_size=5))
+    return result(*run(folder, processes, guarded=False, per_device_eval_batch_size=5))
 
 
 def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Towers whose running statistics depend on the batches that a process sees."""
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder("align"), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     # Nothing is read back from a checkpoint, which would make processes equal.
     own = folder / os.environ.get("RANK", "0")
     knobs = {"max_steps": 4, "load_best_model_at_end": False}
@@ -206,6 +214,23 @@ def resumed(folder: Path, processes: int, **more: Any) -> dict[str, torch.Tensor
     return unbroken | {"resumed": half["weights"]}
 
 
+def of_encoder(name: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """Any architecture, its style prototypes on the way and its columns at the end."""
+
+    def train(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        knobs = {"num_prototypes": 3, "probe_size": 8, "pooled_share": 0.0, "loss": "infonce"}
+        model = PicoModel.from_encoder(tiny_encoder(name), **knobs)
+        # Nothing is read back from a checkpoint, which would make processes equal.
+        own = folder / os.environ.get("RANK", "0")
+        short = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+        short |= {"load_best_model_at_end": False, "prototype_warmup_epochs": 0.0}
+        options = {"processing_class": tiny_processor(name)}
+        return result(*run(own, processes, model, options, guarded=False, **short))
+
+    return train
+
+
 def shard_on_a_cpu() -> None:
     """Makes accelerate spread parameters over processes on a CPU, where it would ignore `fsdp`."""
     from accelerate.state import AcceleratorState
@@ -237,7 +262,7 @@ RUNS = {
     "refined": refined,
     "aligned": aligned,
     "batch_norm": batch_norm,
-}
+} | {f"encoder:{name}": of_encoder(name) for name in BUILDERS}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

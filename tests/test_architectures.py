@@ -229,7 +229,7 @@ def test_a_temperature_becomes_a_scale():
     model.encoder.temperature.data.fill_(0.05)
     own = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=1.0)
     assert float(own.logit_scale.detach().exp()) == pytest.approx(20.0)
-    tokens = PicoModel.from_encoder(model.encoder, probe_size=3)
+    tokens = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=0.0)
     assert float(tokens.logit_scale.detach().exp()) == pytest.approx(20.0 / 2.0)  # two cosines
 
 

@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from process_runs import RUNS
+from tiny_encoders import BUILDERS
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # largest difference of a weight after 20 steps
@@ -52,14 +54,16 @@ dist.destroy_process_group()
 """
 
 
-def start(processes: int, script: Path, *args: str) -> subprocess.CompletedProcess:
+def start(
+    processes: int, script: Path, *args: str, minutes: float = 5
+) -> subprocess.CompletedProcess:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *launcher, str(script), *args],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=60 * minutes,
     )
 
 
@@ -169,3 +173,40 @@ def test_reentrant_checkpointing_in_two_processes_is_refused(tmp_path):
     result = two_processes(tmp_path, loss="hinge", gradient_checkpointing=True, **knobs)
     assert result.returncode != 0
     assert "`use_reentrant=True` does not go with several processes. Pass" in result.stderr
+
+
+# ---- every architecture ------------------------------------------------------------------------
+
+
+def unlike(folder: Path, names: list[str]) -> dict[str, list[str]]:
+    """What differs between two processes that train an architecture, by its name."""
+    runs = [f"encoder:{name}" for name in names]
+    ended = start(2, TESTS / "process_runs.py", str(folder), *runs, minutes=20)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = {}
+    for name, run in zip(names, runs, strict=True):
+        first, second = (torch.load(folder / f"{run}-{rank}.pt") for rank in range(2))
+        assert float(first["moved"]) > 0, name
+        found[name] = [*differences(second, first), *({*second} ^ {*first})]
+    return found
+
+
+@pytest.mark.slow
+def test_prototypes_and_columns_of_some_architectures_are_equal_to_the_bit(tmp_path):
+    assert unlike(tmp_path, ["siglip2", "align", "vit+bert"]) == {
+        "siglip2": [],
+        "align": [],
+        "vit+bert": [],
+    }
+
+
+@pytest.mark.exhaustive
+def test_prototypes_and_columns_of_all_architectures_are_equal_to_the_bit(tmp_path):
+    found = unlike(tmp_path, list(BUILDERS))
+    assert {name: keys for name, keys in found.items() if keys} == {}
+
+
+if __name__ == "__main__":  # the table of all architectures
+    with TemporaryDirectory() as folder:
+        for name, keys in unlike(Path(folder), list(BUILDERS)).items():
+            print(f"{name:28} {'equal to the bit' if not keys else ', '.join(sorted(keys))}")

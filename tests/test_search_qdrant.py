@@ -13,6 +13,7 @@ import torch
 from pico_hf import PicoIndex, TokenFeatures
 from pico_hf.core.similarity import similarity
 from pico_hf.search.hits import Hit
+from pico_hf.search.store import ImageStore
 from test_search import TEXTS, add, picture, ranking, retriever, synthetic
 from tiny import tiny_rows
 
@@ -285,6 +286,8 @@ def test_an_edge_index_is_open_in_one_process(photos, tmp_path):
         PicoIndex.open(tmp_path / "index")
     index.close()
     assert len(PicoIndex.open(tmp_path / "index")) == 10
+    with pytest.raises(ValueError, match="is an index on Qdrant"):
+        ImageStore(tmp_path / "index")
 
 
 def test_folders_and_collections_of_others_are_left_alone(photos, tmp_path):

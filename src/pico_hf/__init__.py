@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pico_hf.retriever import Match, PicoRetriever
     from pico_hf.search.hits import Hit
     from pico_hf.search.index import PicoIndex
+    from pico_hf.training.encoder_cosine import evaluate_encoder
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.image_retrieval import (
@@ -77,6 +78,7 @@ _LAZY = {
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "SplitEncoder": "pico_hf.training.encoding",
     "encode_image_pairs": "pico_hf.training.image_retrieval",
+    "evaluate_encoder": "pico_hf.training.encoder_cosine",
     "evaluate_image_retrieval": "pico_hf.training.image_retrieval",
     "evaluate_retrieval": "pico_hf.training.evaluation",
     "explain": "pico_hf.explanation",
@@ -119,6 +121,7 @@ __all__ = [
     "TokenFeatures",
     "TokenMap",
     "encode_image_pairs",
+    "evaluate_encoder",
     "evaluate_image_retrieval",
     "evaluate_retrieval",
     "explain",

@@ -160,8 +160,8 @@ class PicoModel(PicoPreTrainedModel):
             fallback_projection: True accepts any architecture with token features: new projections
                 follow its last hidden states and have to be trained before scores mean anything.
             pooled_share: How much of the score the encoder's own pooled features are, in [0, 1].
-                1 ranks just as the encoder does, until feedback on pairs finds something better;
-                None: 0, tokens alone.
+                None: 1, which ranks just as the encoder does until feedback on pairs finds
+                something better; 0, tokens alone, where projections are newly drawn.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,11 @@ def model_of(index: str, given: str | None) -> str:
     if not Path(index, "index.json").is_file():
         raise Failed(f"{index!r} holds no index. Make one: pico-hf index FOLDER {index} --model …")
     raise Failed(f"{index!r} does not say which model it was made with. Name it by --model.")
+
+
+class Storage(StrEnum):
+    """How tokens are stored."""
+
+    float16 = "float16"
+    float32 = "float32"
+    int8 = "int8"

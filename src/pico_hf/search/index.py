@@ -17,6 +17,7 @@ from pico_hf.search.hits import hits_of
 from pico_hf.search.payload import Filter, Payload, checked_payload, payload_of
 from pico_hf.search.protocol import Store
 from pico_hf.search.qdrant_places import create_qdrant, is_url, open_qdrant
+from pico_hf.search.qdrant_store import QdrantStore
 from pico_hf.search.ranking import best_images
 from pico_hf.search.shards import DTYPES, StoredImage
 from pico_hf.search.sources import SourceImage, images_of
@@ -97,7 +98,9 @@ class PicoIndex:
             folder = temporary.name
         if store == "qdrant" or client is not None or is_url(folder):
             facts["width"] = encoder.width()
-            index = cls(create_qdrant(folder, facts, client), encoder)
+            qdrant = QdrantStore(*create_qdrant(folder, facts, client))
+            qdrant.make_ready()
+            index = cls(qdrant, encoder)
         else:
             index = cls(ImageStore.create(Path(folder), facts), encoder)
         index._temporary = temporary
@@ -132,8 +135,11 @@ class PicoIndex:
         """
         if damaged not in ("refuse", "leave_out"):
             raise ValueError(f"`damaged` must be 'refuse' or 'leave_out', got {damaged!r}.")
-        store: Store | None = open_qdrant(folder, client)
-        if store is None:
+        place = open_qdrant(folder, client)
+        store: Store
+        if place is not None:
+            store = QdrantStore(*place)
+        else:
             store = ImageStore(Path(folder), verify=verify, damaged=damaged)
         try:
             encoder = IndexEncoder(retriever, store.facts["merging"])

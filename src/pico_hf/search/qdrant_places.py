@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pico_hf.search.checks import check_manifest
 from pico_hf.search.files import MANIFEST, new_folder, read_manifest, write_manifest
 from pico_hf.search.qdrant_client_points import ClientPoints, client_library
 from pico_hf.search.qdrant_edge_points import EdgePoints, edge_library
 from pico_hf.search.qdrant_points import Points
-from pico_hf.search.qdrant_store import QdrantStore
 
 EDGE = "qdrant-edge"  # what the manifest of a folder says
 _NO_SHARDS: dict[str, Any] = {"next_shard": 1, "shards": []}  # of an index in files
+
+
+class QdrantPlace(NamedTuple):
+    """Where a collection is and how it is made: what a [`QdrantStore`] is opened with."""
+
+    place: str
+    facts: dict[str, Any]
+    points: Points | None
+    make: Callable[[dict[str, Any]], Points]
 
 
 def is_url(place: Any) -> bool:
@@ -29,7 +38,7 @@ def is_there(place: Any, client: Any = None) -> bool:
     return _on_server(place, client).facts() is not None
 
 
-def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> QdrantStore:
+def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> QdrantPlace:
     """A new collection; without a width it is made with the first image.
 
     Args:
@@ -45,21 +54,17 @@ def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> Qdra
         folder = Path(place)
         new_folder(folder)
         write_manifest(folder, {**facts, **_NO_SHARDS, "store": EDGE, "generation": 0})
-        store = _edge_store(folder, read_manifest(folder))
-        store.make_ready()
-        return store
+        return _edge_place(folder, read_manifest(folder))
     points = _on_server(place, client)
     if points.facts() is not None:
         raise ValueError(
             f"`folder` {str(place)!r} is a collection already. Open it with `PicoIndex.open`, or "
             "name another one."
         )
-    store = _server_store(str(place), facts, points, made=False)
-    store.make_ready()
-    return store
+    return _server_place(str(place), facts, points, made=False)
 
 
-def open_qdrant(place: Any, client: Any = None) -> QdrantStore | None:
+def open_qdrant(place: Any, client: Any = None) -> QdrantPlace | None:
     """An index on Qdrant; None if there are files of another kind.
 
     Raises:
@@ -69,7 +74,7 @@ def open_qdrant(place: Any, client: Any = None) -> QdrantStore | None:
         folder = Path(place)
         there = (folder / MANIFEST).is_file()
         manifest = read_manifest(folder) if there else {}
-        return _edge_store(folder, manifest) if manifest.get("store") == EDGE else None
+        return _edge_place(folder, manifest) if manifest.get("store") == EDGE else None
     points = _on_server(place, client)
     facts = points.facts()
     if facts is None:
@@ -84,10 +89,10 @@ def open_qdrant(place: Any, client: Any = None) -> QdrantStore | None:
             f"The metadata of the collection {str(place)!r} do not fit an index ({error}). Make it "
             "anew."
         ) from error
-    return _server_store(str(place), facts, points, made=True)
+    return _server_place(str(place), facts, points, made=True)
 
 
-def _edge_store(folder: Path, manifest: dict[str, Any]) -> QdrantStore:
+def _edge_place(folder: Path, manifest: dict[str, Any]) -> QdrantPlace:
     shard = folder / "shard"
 
     def make(facts: dict[str, Any]) -> Points:
@@ -98,17 +103,17 @@ def _edge_store(folder: Path, manifest: dict[str, Any]) -> QdrantStore:
 
     facts = {key: manifest[key] for key in ("dtype", "width", "merging", "encoder")}
     points = EdgePoints(shard) if manifest["generation"] else None
-    return QdrantStore(str(folder), facts, points, make)
+    return QdrantPlace(str(folder), facts, points, make)
 
 
-def _server_store(
+def _server_place(
     place: str, facts: dict[str, Any], points: ClientPoints, made: bool
-) -> QdrantStore:
+) -> QdrantPlace:
     def make(facts: dict[str, Any]) -> Points:
         points.create(facts)
         return points
 
-    return QdrantStore(place, facts, points if made else None, make)
+    return QdrantPlace(place, facts, points if made else None, make)
 
 
 def _on_server(place: Any, client: Any) -> ClientPoints:

@@ -53,6 +53,8 @@ class ImageStore:
     def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
         self.folder, self._shards_folder, self.place = folder, folder / "shards", str(folder)
         self.manifest: dict[str, Any] = read_manifest(folder)
+        if "store" in self.manifest:
+            raise ValueError(f"{self.place!r} is an index on Qdrant: `PicoIndex.open` reads it.")
         self._lock = FileLock(folder / "index.lock")
         self._read_shards(verify)
         if self._damaged and damaged != "leave_out":

@@ -32,7 +32,7 @@ from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_f
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
 from pico_hf.training.feedback_log import log_entry
-from pico_hf.training.model_calls import loss_of_batch, without_options
+from pico_hf.training.model_calls import loss_of_batch, train_tokens_too, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
@@ -168,7 +168,8 @@ class PicoTrainer(ShardingTrainer):
             self._fit_probe(self.pico_model)
 
     def _fit_probe(self, model: nn.Module) -> None:
-        """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
+        """Readies a model for a run, or for a checkpoint to be loaded: what is trained, buffers."""
+        train_tokens_too(base_model(model))
         feedback = replace(
             self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
         )
@@ -238,9 +239,9 @@ class PicoTrainer(ShardingTrainer):
             metric_key_prefix: Prefix of the metric names.
 
         Returns:
-            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent and those of `compute_metrics`;
-            of a prediction also all scores (images, texts), -inf across galleries, and as labels
-            the image (texts,) of each caption.
+            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent, `{prefix}_encoder_rsum` and so
+            on of the encoder's own cosine, and those of `compute_metrics`; of a prediction also all
+            scores (images, texts), -inf across galleries, and the image (texts,) of each caption.
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pico_hf.cli.answers import Answer, Failed
+from pico_hf.cli.sources import Storage
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
-
-
-class Storage(StrEnum):
-    """How tokens are stored."""
-
-    float16 = "float16"
-    float32 = "float32"
-    int8 = "int8"
 
 
 def command(
