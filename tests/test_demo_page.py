@@ -345,10 +345,10 @@ def test_the_embedded_drawings_are_found_and_explained(browser, tmp_path):
     page = demo_page()
     screenshot = Path(os.environ.get("PICO_DEMO_SCREENSHOT", tmp_path / "demo.png"))
     try:
-        seen = walk(browser, serve(page), "red apple", screenshot)
+        seen = walk(browser, serve(page), "red heart", screenshot)
     finally:
         page.close(verbose=False)
-    assert any("apple" in caption for caption in seen["PICO"][:6])
+    assert any("heart" in caption for caption in seen["PICO"][:6])
     assert screenshot.stat().st_size > 50_000
 
 
