@@ -265,7 +265,9 @@ class _Handler(BaseHTTPRequestHandler):
             fresh = Repository(owner, private, kind, wish.get("sdk"))
             fresh.commit("main", "initial commit", {})
             self.hub.repositories[repo] = fresh
-        self._json({"url": f"{self.hub.endpoint}/{repo}", "name": repo}, 409 if known else 200)
+        place = "spaces/" if self.hub.repositories[repo].kind == "space" else ""
+        url = f"{self.hub.endpoint}/{place}{repo}"
+        self._json({"url": url, "name": repo}, 409 if known else 200)
 
     def info(self, repo: str, revision: str = "main") -> None:
         sha, files = self._commit(repo, revision)

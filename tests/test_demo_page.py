@@ -148,6 +148,7 @@ def test_an_untrained_embedded_model_is_none(tmp_path):
 # ---- a Space -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_space_holds_all_that_the_page_needs(shop, tmp_path):
     from hub_client import run_client
     from hub_server import Hub
@@ -161,7 +162,7 @@ def test_a_space_holds_all_that_the_page_needs(shop, tmp_path):
         "except SystemExit as end:\n    assert not end.code\n"
     )
     try:
-        shown = run_client(hub, script, tmp_path, *words)
+        shown = run_client(hub, script, tmp_path, *words, timeout=300)
         repository = hub.repositories["me/page"]
         files = hub.files("me/page")
     finally:

@@ -51,7 +51,7 @@ class Finder:
         return list(self._filters)
 
     def search(
-        self, query: Any, scoring: str, filters: Sequence[str] = (), top_k: int = 16
+        self, query: Any, scoring: str, filters: Sequence[str] = (), top_k: int = 18
     ) -> list[Any]:
         """The best images as `Hit`s.
 

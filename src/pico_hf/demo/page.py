@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from pico_hf.demo.finder import Finder
+from pico_hf.demo.library import gradio
 
 SIDE = 320  # pixels of a thumbnail
 INTRODUCTION = """# Search images, and see why
 Type words or drop an image, then click a found image for its heat maps."""
 LABELS = {"pooled cosine": "encoder", "base, w = 1": "base, w = 1", "PICO": "PICO"}
-EXPLAINED = """Columns and words of the score **{score:.4f}**: which patch met which word, without
+EXPLAINED = """Columns and words of the score **{score:.3f}**: which patch met which word, without
 and with the column weights, and what every column added."""
 
 
@@ -35,28 +34,11 @@ class Found:
     ids: list[str] = field(default_factory=list)
 
 
-def gradio() -> Any:
-    """The library, told to send nothing.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio as found
-    except ImportError as error:
-        raise ImportError(
-            "The demo page needs gradio, which is not installed: "
-            '`pip install "pico-hf[demo-page]"`.'
-        ) from error
-    return found
-
-
-def build_page(finder: Finder) -> Any:
+def build_page(finder: Any) -> Any:
     """The page over an index.
 
     Args:
-        finder: What it searches.
+        finder: The `Finder` that it asks.
 
     Returns:
         `gradio.Blocks`, which `launch` serves; see `pico_hf.demo.serving`.
@@ -92,7 +74,7 @@ def build_page(finder: Finder) -> Any:
     return page
 
 
-def _inputs(gr: Any, finder: Finder) -> tuple[Any, ...]:
+def _inputs(gr: Any, finder: Any) -> tuple[Any, ...]:
     words = gr.Textbox(label="Words", placeholder="a dog on a beach", max_lines=3, elem_id="words")
     button = gr.Button("Search", variant="primary", elem_id="search")
     picture = gr.Image(
@@ -118,8 +100,8 @@ def _outputs(gr: Any, count: int) -> tuple[Any, ...]:
     status = gr.Markdown(f"{count} images", elem_id="status")
     gallery = gr.Gallery(
         show_label=False,
-        columns=8,
-        height="auto",
+        columns=6,
+        height=480,
         object_fit="contain",
         allow_preview=False,
         buttons=[],
@@ -141,7 +123,7 @@ def _outputs(gr: Any, count: int) -> tuple[Any, ...]:
 class _Actions:
     """What happens on the page; every problem is a line on it."""
 
-    def __init__(self, finder: Finder, gr: Any) -> None:
+    def __init__(self, finder: Any, gr: Any) -> None:
         self.finder, self.gr = finder, gr
 
     def by_words(self, words: str, scoring: str, filters: list[str] | None) -> tuple[Any, ...]:
@@ -163,7 +145,7 @@ class _Actions:
             hits = self.finder.search(query, scoring, filters or ())
         except (ValueError, OSError) as error:
             raise self.gr.Error(str(error), print_exception=False) from error
-        items = [(self._thumbnail(hit.id), f"{hit.score:.4f} · {_label(hit)}") for hit in hits]
+        items = [(self._thumbnail(hit.id), f"{hit.score:.3f} · {_label(hit)}") for hit in hits]
         status = f"The best {len(hits)} of {len(self.finder)} images, scored by {LABELS[scoring]}"
         if not hits:
             status = "No image passes the filter."

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pico_hf.demo.page import gradio
+from pico_hf.demo.library import gradio
 
 HOST = "127.0.0.1"
 # The browser refuses what gradio or an extension of it might ask other hosts for.

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pico_hf.demo.page import gradio
+from pico_hf.demo.library import gradio
 from pico_hf.search.sources import images_of
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ APP = '''"""Search images, and see why: the demo page of pico_hf."""
 
 import pico_hf.registration  # noqa: F401
 from pico_hf.cli.commands.demo import demo_page
-from pico_hf.demo.page import gradio
+from pico_hf.demo.library import gradio
 from pico_hf.demo.serving import looks
 
 demo = demo_page("model", "{images}")

@@ -64,7 +64,8 @@ def demo_page(
     import matplotlib  # noqa: F401  # heat maps need it: better said now than at the first click
 
     from pico_hf.demo.finder import Finder, add_images
-    from pico_hf.demo.page import build_page, gradio
+    from pico_hf.demo.library import gradio
+    from pico_hf.demo.page import build_page
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
 
