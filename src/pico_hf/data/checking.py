@@ -17,6 +17,7 @@ from pico_hf.data.columns import (
     texts_of,
 )
 from pico_hf.data.identity import identity_name, rows_of_images
+from pico_hf.data.negatives import NEGATIVES
 from pico_hf.data.reading import (
     MadeImages,
     Read,
@@ -29,6 +30,7 @@ from pico_hf.data.reading import (
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["image", "captions", "image_id", "gallery", "digest"]
+CHECKED = (COLUMNS, [*COLUMNS, NEGATIVES])  # columns of rows that are taken as they are
 
 
 def checked_rows(

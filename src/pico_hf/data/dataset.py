@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from pico_hf.data.checking import COLUMNS, checked_rows
+from pico_hf.data.checking import CHECKED, checked_rows
 from pico_hf.data.identity import canonical_order, content_digest, identity_codes
 from pico_hf.data.images import open_image
+from pico_hf.data.negatives import Negatives
 from pico_hf.data.reading import is_made_on_the_fly
 
 
@@ -91,6 +92,7 @@ class ImageTextDataset(Dataset):
         image_ids: (images,) identity; images of one identity are no negatives of each other.
         gallery: (images,) which images are ranked together.
         image_order: (images,) rows of images in canonical order.
+        negatives: Mined negatives of the pairs, None if the rows have none.
         caption_order: (captions,) rows of captions in canonical order: image by image.
 
     Raises:
@@ -108,7 +110,7 @@ class ImageTextDataset(Dataset):
         gallery_column: str | None = None,
         skip_bad_images: bool = False,
     ) -> None:
-        if getattr(rows, "column_names", None) != COLUMNS or is_made_on_the_fly(rows):
+        if getattr(rows, "column_names", None) not in CHECKED or is_made_on_the_fly(rows):
             rows = checked_rows(
                 rows,
                 image_column=image_column,
@@ -135,6 +137,7 @@ class ImageTextDataset(Dataset):
         self.caption_order = self._order_captions(counts)
         ordered = counts[self.image_order]
         self._counts, self._starts = ordered.tolist(), (ordered.cumsum(0) - ordered).tolist()
+        self.negatives = Negatives.of(rows, order)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,6 +147,12 @@ class ImageTextDataset(Dataset):
         row = int(self.image_order[number])
         caption = self.captions()[int(self.caption_order[self._choice(number)])]
         return {**self.images()[row], **caption, "image_ids": int(self.image_ids[row])}
+
+    def __getitems__(self, batch: list[int]) -> list[dict[str, Any]]:
+        """Training pairs, and after them one mined negative of each; see `mine_hard_negatives`."""
+        if self.negatives is not None:
+            batch = self.negatives.joined(batch, f"{self.seed}/{self.epoch}")
+        return [self[number] for number in batch]
 
     @property
     def epoch(self) -> int:
@@ -182,6 +191,8 @@ class ImageTextDataset(Dataset):
             digest.update(repr((self._digests[row], own, shared)).encode())
         galleries = identity_codes(self.gallery[self.image_order].tolist())
         digest.update(repr(galleries.tolist()).encode())
+        if self.negatives is not None:
+            digest.update(repr(self.negatives.numbers).encode())
         return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
