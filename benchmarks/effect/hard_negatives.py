@@ -31,7 +31,8 @@ def run(study: Study, job: Job) -> None:
     """Trains both networks of a seed and writes their scores."""
     if not study.missing(job, [RANDOM, MINED, RANDOM + ALIGNED, MINED + ALIGNED]):
         return
-    splits = study.splits(job)
+    splits: dict[str, Any] = study.splits(job)
+    splits["train"] = splits["train"].sample(study.config["images"])
     first = trained(study, job, splits)
     report_scores(study, job, RANDOM, first, splits)
     started = time.time()

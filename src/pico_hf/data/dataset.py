@@ -119,8 +119,7 @@ class ImageTextDataset(Dataset):
                 gallery_column=gallery_column,
                 skip_bad_images=skip_bad_images,
             )
-        self.rows = rows
-        self.seed = seed
+        self.rows, self.seed = rows, seed
         self._images = StoredImages(rows)
         # Workers that live on between epochs have copies of all but what is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -150,9 +149,9 @@ class ImageTextDataset(Dataset):
 
     def __getitems__(self, batch: list[int]) -> list[dict[str, Any]]:
         """Training pairs, and after them one mined negative of each; see `mine_hard_negatives`."""
-        if self.negatives is not None:
-            batch = self.negatives.joined(batch, f"{self.seed}/{self.epoch}")
-        return [self[number] for number in batch]
+        mined = self.negatives
+        numbers = batch if mined is None else mined.joined(batch, f"{self.seed}/{self.epoch}")
+        return [self[number] for number in numbers]
 
     @property
     def epoch(self) -> int:
@@ -166,11 +165,8 @@ class ImageTextDataset(Dataset):
         That is the order of `in_order`, which features are to be stored in.
         """
         digest = hashlib.sha256()
-        texts = [self._texts[row] for row in self.caption_order.tolist()]
         for number, row in enumerate(self.image_order.tolist()):
-            start = self._starts[number]
-            own = texts[start : start + self._counts[number]]
-            digest.update(repr((self._digests[row], own)).encode())
+            digest.update(repr((self._digests[row], self._own_texts(number))).encode())
         if self.rows.format["type"] == "custom":
             digest.update(self.rows._fingerprint.encode())
         return digest.hexdigest()
@@ -184,9 +180,7 @@ class ImageTextDataset(Dataset):
         """
         digest, numbers = hashlib.sha256(), dict[int, int]()
         for number, row in enumerate(self.image_order.tolist()):
-            start = self._starts[number]
-            captions = self.caption_order[start : start + self._counts[number]].tolist()
-            own = [self._texts[caption] for caption in captions]
+            own = self._own_texts(number)
             shared = numbers.setdefault(int(self.image_ids[row]), len(numbers))
             digest.update(repr((self._digests[row], own, shared)).encode())
         galleries = identity_codes(self.gallery[self.image_order].tolist())
@@ -235,6 +229,12 @@ class ImageTextDataset(Dataset):
         images, captions = self.in_order()
         starts = self._starts[:size]
         return _Pairs(Subset(images, range(len(starts))), Subset(captions, starts))
+
+    def _own_texts(self, number: int) -> list[str]:
+        """Captions of the image of this number, in canonical order."""
+        start = self._starts[number]
+        order = self.caption_order[start : start + self._counts[number]].tolist()
+        return [self._texts[caption] for caption in order]
 
     def _order_captions(self, counts: Tensor) -> Tensor:
         """Image by image, the captions of one image by their digests: their order says nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,19 @@ from pico_hf.data.identity import content_digest
 
 # Column of mined rows: for each image the keys of its negatives, hardest first.
 NEGATIVES = "negatives"
+
+
+_MINED = {"image", "captions", "image_id", "gallery", "digest", NEGATIVES}
+
+
+def refuse_reading_anew(columns: Iterable[str]) -> None:
+    """Raises ValueError for the columns of mined rows: their negatives would be lost in silence."""
+    if set(columns) >= _MINED:
+        raise ValueError(
+            "The rows have mined `negatives`, which are lost where rows are read anew. Pass the "
+            "`datasets.Dataset` as it was mined, with no column more, from `load_from_disk(…)` or "
+            "`datasets.Dataset.from_parquet(…)`, or remove the column."
+        )
 
 
 def image_keys(facts: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import datasets
@@ -178,67 +179,69 @@ def _candidates(
     model: PreTrainedModel, split: EncodedSplit, depth: int, directions: Sequence[str], hidden: bool
 ) -> Iterator[_Candidates]:
     """Candidates of every image, gallery by gallery."""
-    means = _means(split.images), _means(split.texts)
+    short = _Shortlists.of(model, split, depth)
     owners, galleries = split.text_to_image.cpu(), split.gallery.cpu()
-    ids = torch.arange(len(galleries)) if split.image_ids is None else split.image_ids.cpu()
+    nothing = torch.empty(0, dtype=torch.long)
     bar = tqdm(total=len(galleries), desc="Mining", disable=hidden, leave=False)
     for gallery in galleries.unique():
         images = (galleries == gallery).nonzero().flatten()
         texts = (galleries[owners] == gallery).nonzero().flatten()
-        names = ids[images], ids[owners[texts]]
-        to_images = [torch.empty(0, dtype=torch.long)] * len(texts)
-        to_texts = [torch.empty(0, dtype=torch.long)] * len(images)
-        if "text_to_image" in directions:
-            to_images = _nearest(
-                lambda own: packed_scores(model, *means, images, own).t(),
-                texts,
-                images,
-                *names[::-1],
-                depth,
-            )
-        if "image_to_text" in directions:
-            to_texts = _nearest(
-                lambda own: packed_scores(model, *means, own, texts), images, texts, *names, depth
-            )
-        captions: dict[int, list[int]] = {int(image): [] for image in images}
-        for place, owner in enumerate(owners[texts].tolist()):
-            captions[owner].append(place)
-        for place, (image, own) in enumerate(captions.items()):
-            found = torch.cat([to_images[number] for number in own]).unique()
+        to_images = short.images(images, texts) if "text_to_image" in directions else {}
+        to_texts = short.texts(images, texts) if "image_to_text" in directions else {}
+        captions: dict[int, list[int]] = {image: [] for image in images.tolist()}
+        for text in texts.tolist():
+            captions[int(owners[text])].append(text)
+        for image, own in captions.items():
+            near = torch.cat([to_images.get(text, nothing) for text in own]).unique()
             bar.update()
-            yield _Candidates(image, texts[own], found, to_texts[place])
+            yield _Candidates(image, torch.tensor(own), near, to_texts.get(image, nothing))
     bar.close()
 
 
-def _nearest(
-    score: Callable[[Tensor], Tensor],
-    queries: Tensor,
-    targets: Tensor,
-    identities: Tensor,
-    others: Tensor,
-    depth: int,
-) -> list[Tensor]:
-    """For each query the targets of other identities that score highest.
+@dataclass(frozen=True)
+class _Shortlists:
+    """What is closest by one mean vector each, of other identities.
 
-    Args:
-        score: From some queries to scores (queries, targets).
-        queries: Their numbers.
-        targets: Likewise.
-        identities: (queries,) what each shows.
-        others: (targets,) likewise.
-        depth: At most so many of each.
+    Attributes:
+        score: From numbers of images and texts to the scores (images, texts) of their means.
+        image_ids: (images,) identity of each image.
+        text_ids: (texts,) identity of the image of each text.
+        depth: At most so many of each query.
     """
-    found: list[Tensor] = []
-    for start in range(0, len(queries), _BLOCK):
-        own = slice(start, start + _BLOCK)
-        same = identities[own].unsqueeze(1) == others
-        scores = score(queries[own]).cpu().masked_fill(same, -torch.inf)
-        best = scores.topk(min(depth, len(targets)), dim=1)
-        found += [
-            targets[places[values > -torch.inf]]
-            for values, places in zip(best.values, best.indices, strict=True)
-        ]
-    return found
+
+    score: Callable[[Tensor, Tensor], Tensor]
+    image_ids: Tensor
+    text_ids: Tensor
+    depth: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, split: EncodedSplit, depth: int) -> _Shortlists:
+        own = torch.arange(len(split.images)) if split.image_ids is None else split.image_ids.cpu()
+        score = partial(packed_scores, model, _means(split.images), _means(split.texts))
+        return cls(score, own, own[split.text_to_image.cpu()], depth)
+
+    def images(self, images: Tensor, texts: Tensor) -> dict[int, Tensor]:
+        """Of each of some texts, the closest ones of some images."""
+        found: dict[int, Tensor] = {}
+        for own in texts.split(_BLOCK):
+            same = self.text_ids[own].unsqueeze(1) == self.image_ids[images]
+            found |= self._best(self.score(images, own).t(), same, own, images)
+        return found
+
+    def texts(self, images: Tensor, texts: Tensor) -> dict[int, Tensor]:
+        """Of each of some images, the closest ones of some texts."""
+        found: dict[int, Tensor] = {}
+        for own in images.split(_BLOCK):
+            same = self.image_ids[own].unsqueeze(1) == self.text_ids[texts]
+            found |= self._best(self.score(own, texts), same, own, texts)
+        return found
+
+    def _best(
+        self, scores: Tensor, same: Tensor, queries: Tensor, targets: Tensor
+    ) -> dict[int, Tensor]:
+        best = scores.cpu().masked_fill(same, -torch.inf).topk(min(self.depth, len(targets)), dim=1)
+        rows = zip(queries.tolist(), best.values, best.indices, strict=True)
+        return {query: targets[places[values > -torch.inf]] for query, values, places in rows}
 
 
 def _means(side: PackedTokens) -> PackedTokens:
