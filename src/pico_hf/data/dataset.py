@@ -166,7 +166,7 @@ class ImageTextDataset(Dataset):
         """
         digest = hashlib.sha256()
         for number, row in enumerate(self.image_order.tolist()):
-            digest.update(repr((self._digests[row], self._own_texts(number))).encode())
+            digest.update(repr((self._digests[row], self.own_texts(number))).encode())
         if self.rows.format["type"] == "custom":
             digest.update(self.rows._fingerprint.encode())
         return digest.hexdigest()
@@ -180,7 +180,7 @@ class ImageTextDataset(Dataset):
         """
         digest, numbers = hashlib.sha256(), dict[int, int]()
         for number, row in enumerate(self.image_order.tolist()):
-            own = self._own_texts(number)
+            own = self.own_texts(number)
             shared = numbers.setdefault(int(self.image_ids[row]), len(numbers))
             digest.update(repr((self._digests[row], own, shared)).encode())
         galleries = identity_codes(self.gallery[self.image_order].tolist())
@@ -230,7 +230,7 @@ class ImageTextDataset(Dataset):
         starts = self._starts[:size]
         return _Pairs(Subset(images, range(len(starts))), Subset(captions, starts))
 
-    def _own_texts(self, number: int) -> list[str]:
+    def own_texts(self, number: int) -> list[str]:
         """Captions of the image of this number, in canonical order."""
         start = self._starts[number]
         order = self.caption_order[start : start + self._counts[number]].tolist()

@@ -49,7 +49,8 @@ def mine_hard_negatives(
     own gallery: the `depth` best by one mean vector each, then ordered by exact scores. The score
     of a pair that does not belong together counts by how little it is below the pair that does.
     Pairs that may belong together after all, *false negatives*, are left out: images of one
-    `image_id`, and those that for any caption come too close to the score of the matching pair.
+    `image_id`, images with a caption in common, and those that for any caption come too close to
+    the score of the matching pair.
 
     Args:
         encoder: A `PicoRetriever`, or a trainer's `split_encoder`, whose model has learned
@@ -77,10 +78,12 @@ def mine_hard_negatives(
     split = rows if isinstance(rows, ImageTextDataset) else ImageTextDataset(rows)
     encoder = _split_encoder(encoder)
     encoded = encoder.split(split, "Encoding what is mined")
-    kept: list[list[int]] = [[] for _ in range(len(split))]
+    said = [{text.strip().casefold() for text in split.own_texts(n)} for n in range(len(split))]
+    kept: list[list[int]] = [[] for _ in said]
     for candidates in _candidates(encoder.model, encoded, depth, directions, encoder.disable_tqdm):
-        chosen = candidates.hardest(encoder.model, encoded, margin)[:per_pair]
-        kept[candidates.image] = chosen
+        own = said[candidates.image]
+        found = candidates.hardest(encoder.model, encoded, margin)
+        kept[candidates.image] = [n for n in found if own.isdisjoint(said[n])][:per_pair]
     if not any(kept):
         raise ValueError(
             f"No image has a negative that scores less than its captions by `margin={margin}`. "
