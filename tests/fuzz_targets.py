@@ -25,7 +25,7 @@ from transformers import TrainerState
 
 from fuzz_mutations import NASTY, change_bytes, change_json, change_safetensors, json_bytes
 from pico_hf import PicoIndex, PicoModel, PicoPrototypes, load_image_text
-from pico_hf.cli import main
+from pico_hf.cli.main import run as run_command
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.checking import checked_rows
 from pico_hf.data.collator import PicoCollator
@@ -414,18 +414,19 @@ def command_line(folder: Path, chance: Random) -> None:
     values = ["", "x", "..", "-", "--", "a\0b", "\udcff", "x" * 5000, str(folder), "none", "-1"]
     values += [str(folder / "a.png"), str(model_folder()), "/dev/null", "--fold", "--clear", "all"]
     (folder / "a.png").write_bytes(change_bytes(pictures()[0][1], chance))
-    command = chance.choice(("export", "explain", "cache", "cache", "cache", "no", ""))
+    command = chance.choice(("export", "explain", "info", "search", "cache", "cache", "no", ""))
     words = [command, *(chance.choice(values) for _ in range(chance.randrange(5)))]
     if command == "cache":  # never the user's own
         words[1:1] = [str(folder)]
     said = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stderr(said):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with contextlib.chdir(folder), contextlib.redirect_stderr(said), quiet:
         code: Any = 0
         try:
-            main(words)
+            code = run_command(words)
         except SystemExit as end:
             code = end.code
-    text = code if isinstance(code, str) else said.getvalue()
+    text = said.getvalue()
     assert code in (0, 2) or text.startswith("pico-hf: "), f"{words} ended {code!r}"
     assert code in (0, 2) or "\n" not in text.strip(), f"{words}: several lines"
 

@@ -325,6 +325,19 @@ def test_bad_pairs_are_one_line(shop, tmp_path):
     assert "Did you mean `captions`?" in said
 
 
+def test_bulk_embedding_makes_the_index_that_one_process_makes(shop, tmp_path):
+    whole, bulk = tmp_path / "whole.index", tmp_path / "bulk.index"
+    done("index", shop / "photos", whole, "--model", shop / "model")
+    found = read("embed", shop / "photos", bulk, "--model", shop / "model")
+    assert found["added"] == read("info", whole)["images"] == read("info", bulk)["images"]
+    (one,), (other,) = (read("search", i, "a red square")["results"] for i in (whole, bulk))
+    assert [hit["id"] for hit in one["hits"]] == [hit["id"] for hit in other["hits"]]
+    scores = [hit["score"] for hit in other["hits"]]
+    assert [hit["score"] for hit in one["hits"]] == pytest.approx(scores, abs=1e-5)
+    assert read("embed", shop / "photos", bulk, "--model", shop / "model")["added"] == 0
+    assert "holds no image" in refused("embed", tmp_path, bulk, "--model", shop / "model")
+
+
 def test_an_alignment_needs_no_training(shop, tmp_path):
     tiny_rows(80).to_parquet(tmp_path / "many.parquet")
     output = tmp_path / "aligned"
@@ -363,7 +376,12 @@ def trained(shop, tmp_path_factory):
 
 def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
     output, found = trained
-    assert list(found["results"]["dev"]) == ["base", "PICO"]
+    assert list(found["results"]["dev"]) == [
+        "encoder, before training",
+        "encoder",
+        "base",
+        "PICO",
+    ]
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
         path.name for path in output.iterdir()
     }

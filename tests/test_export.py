@@ -29,7 +29,9 @@ FOLDABLE = [name for name in ALL if name not in UNFOLDABLE]
 
 def weighted(name: str) -> PicoModel:
     """A model whose column weights differ from each other."""
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    )
     columns = model.column_weights.numel()
     model.prototypes.semantic_probability.copy_(torch.linspace(0.0, 1.0, columns))
     return model.eval()

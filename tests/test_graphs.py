@@ -34,7 +34,7 @@ SHARES = (0.0, 1 / 3, 1.0)
 def made(name: str) -> PicoModel:
     """A model with rotated columns of unlike weights; pooled vectors are a third of its score."""
     encoder = one_layer(tiny_encoder(name)) if name in FAST else tiny_encoder(name)
-    model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3, pooled_share=0.0).eval()
     columns = model.column_weights.numel()
     bases = [torch.linalg.qr(torch.randn(columns, columns))[0] for _ in range(2)]
     model.prototypes.commit(ScoreForm(torch.linspace(0.0, 1.0, columns), 1 / 3, *bases))
@@ -246,7 +246,9 @@ def test_a_graph_that_differs_from_the_model_is_not_written(output, change, tmp_
 
 
 def test_models_without_a_graph_are_refused(tmp_path):
-    model = PicoModel.from_encoder(tiny_encoder("siglip2"), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(
+        tiny_encoder("siglip2"), num_prototypes=3, probe_size=3, pooled_share=0.0
+    )
     with pytest.raises(ValueError, match="resizes its position embeddings for every image"):
         export_programs(model)
     needs_onnx()

@@ -143,9 +143,11 @@ def test_mined_rows_are_mined_anew_and_a_retriever_mines_too(encoder, mined):
     assert again[NEGATIVES][:] == mined[NEGATIVES][:]
 
 
-def test_a_short_list_finds_some_of_what_is_allowed(encoder):
-    short = mine_hard_negatives(encoder, named_rows(), margin=0.0, depth=6)
-    numbers, allowed = row_of_key(short), expected(encoder, named_rows(), 0.0, DIRECTIONS)
+def test_a_short_list_finds_what_is_allowed_for_the_captions_of_the_image(encoder):
+    """By captions alone, all entries that make an image a suspect are those of its candidates."""
+    given = {"margin": 0.0, "directions": ("text_to_image",)}
+    short = mine_hard_negatives(encoder, named_rows(), depth=6, **given)
+    numbers, allowed = row_of_key(short), expected(encoder, named_rows(), *given.values())
     assert any(short[NEGATIVES])
     for own, wanted in zip(short[NEGATIVES], allowed, strict=True):
         assert {numbers[key] for key in own} <= wanted.keys()

@@ -21,7 +21,9 @@ ALL = pytest.mark.parametrize("name", list(BUILDERS))
 def adapted(name: str = "clip", **options):
     """A tiny adapter whose matrices are not zero, on uneven prototypes."""
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    )
     model.prototypes.semantic_probability.copy_(
         torch.linspace(0.2, 1.0, model.column_weights.numel())
     )
@@ -189,7 +191,7 @@ def test_towers_that_an_adapter_trains_cannot_be_frozen(make_trainer):
 
 def test_frozen_towers_leave_adapted_projections_to_be_trained():
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=3, pooled_share=0.0)
     heads = ["encoder.visual_projection", "encoder.text_projection"]
     config = pico_lora_config(model, target_modules=heads, modules_to_save=[])
     model = peft.get_peft_model(model, config)
@@ -232,7 +234,7 @@ def test_an_adapter_on_an_adapter_is_refused():
 
 @pytest.mark.parametrize(("field", "value"), [("r", 0), ("dropout", 1.0)])
 def test_values_out_of_range_are_refused(field, value):
-    model = PicoModel.from_encoder(tiny_encoder(), probe_size=3)
+    model = PicoModel.from_encoder(tiny_encoder(), probe_size=3, pooled_share=0.0)
     with pytest.raises(ValueError, match=f"`{field}` must be"):
         pico_lora_config(model, **{field: value})
 

@@ -39,7 +39,9 @@ def pictures(count: int = 5) -> list[Image.Image]:
 
 
 def weighted(name: str = "clip") -> PicoModel:
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    ).eval()
     columns = model.column_weights.numel()
     model.prototypes.semantic_probability.copy_(torch.linspace(0.2, 1.0, columns))
     return model

@@ -76,7 +76,7 @@ def found_in_ten(index: PicoIndex, words: TokenFeatures, expected: torch.Tensor,
 @pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
 def test_scores_are_those_of_the_model(encoder, estimators, photos, tmp_path):
     if encoder == "siglip2":
-        model = PicoModel.from_encoder(tiny_encoder(encoder))
+        model = PicoModel.from_encoder(tiny_encoder(encoder), pooled_share=0.0)
         tool = PicoRetriever(model, tiny_processor(encoder), batch_size=4, show_progress=False)
     else:
         tool = retriever(encoder, estimators=estimators)
@@ -109,7 +109,7 @@ def test_an_image_as_a_query_finds_itself_with_the_models_score(photos, tmp_path
 
 def test_other_weights_and_columns_search_the_same_index(photos, tmp_path):
     """An index that was made before an alignment serves the model after it."""
-    plain = PicoModel.from_encoder(tiny_encoder("clip"))
+    plain = PicoModel.from_encoder(tiny_encoder("clip"), pooled_share=0.0)
     made = PicoRetriever(plain, tiny_processor(), batch_size=4, show_progress=False)
     add(PicoIndex.create(tmp_path / "index", made, dtype="float32"), photos)
     aligned = retriever()

@@ -8,6 +8,7 @@ import torch
 
 import run_pico
 from pico_hf import PicoModel, PicoTrainer
+from pico_hf.training.job_options import KNOBS
 from tiny import tiny_encoder, tiny_processor, tiny_refined, tiny_rows
 from tiny_trainer import tiny_args, tiny_trainer
 
@@ -136,18 +137,21 @@ def test_options_that_are_not_given_are_none(tmp_path, source):
     else:
         argv = ["--output_dir=out", "--train_file", "a.parquet", "--column_dropout=0.1"]
     model, _, _ = run_pico.parse_arguments(argv)
-    values = {name: getattr(model, name) for name in run_pico.KNOBS}
+    values = {name: getattr(model, name) for name in KNOBS}
     assert values.pop("column_dropout") == 0.1
     assert set(values.values()) == {None}
 
 
 def test_a_named_model_on_the_embedded_data_keeps_its_own_knobs():
     model, _, args = run_pico.parse_arguments(["--model_name_or_path=mine", "--do_eval"])
-    assert {getattr(model, name) for name in run_pico.KNOBS} == {None}
+    assert {getattr(model, name) for name in KNOBS} == {None}
     assert (args.do_train, args.do_eval) == (False, True)
 
 
 def test_every_knob_of_the_configuration_is_an_option():
     from pico_hf.configuration_pico import own_fields
 
-    assert set(run_pico.KNOBS) == set(own_fields()) - {"encoder_config", "fallback_widths"}
+    assert set(KNOBS) - {"pooled_share"} == set(own_fields()) - {
+        "encoder_config",
+        "fallback_widths",
+    }

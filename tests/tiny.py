@@ -68,12 +68,14 @@ def refine_on_tiny_inputs(model) -> None:
 
 
 def refine(model, images, texts) -> None:
-    """Gives a model the column weights of matched pairs, by whatever estimators it has."""
+    """Gives a model the column weights of matched pairs, as a trainer does without training."""
     from pico_hf.core.construction import construct
     from pico_hf.core.estimators import ESTIMATORS
+    from pico_hf.core.state import SOURCES
 
-    sources = [ESTIMATORS[name] for name in model.prototypes.estimators]
-    construct(model.prototypes, sources, GivenPairs(images, texts))
+    names = model.prototypes.estimators
+    names = [name for name in names if SOURCES[name] == "end"] or names
+    construct(model.prototypes, [ESTIMATORS[n] for n in names], GivenPairs(images, texts))
 
 
 @dataclass(frozen=True)

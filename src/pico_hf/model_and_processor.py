@@ -44,7 +44,7 @@ def model_and_processor(
             "AutoProcessor.from_pretrained(…)."
         )
     if isinstance(processor, str | os.PathLike):
-        processor = load_processor(processor, model.config)
+        processor = load_processor(processor, getattr(model, "config", None))
     return model, processor
 
 

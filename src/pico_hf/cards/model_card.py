@@ -38,9 +38,11 @@ class ModelFacts:
 
     Attributes:
         name: Name of the model.
-        results: Split → model → metrics, `{"seen": {"base": {"rsum": …}, "PICO": {…}}}`.
+        results: Split → model → metrics, the published model last,
+            `{"seen": {"encoder": {"rsum": …}, "base": {…}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
+        pooled_share: m in [0, 1], how much of the score the encoder's own pooled features are.
         refinements: What every proposal brought, as `logged_refinements` reads it from the log.
         arguments: Training arguments to show.
         command: The command that trained the model, empty if unknown.
@@ -54,6 +56,7 @@ class ModelFacts:
     results: Results
     column_weights: Tensor
     semantic_probability: Tensor
+    pooled_share: float = 0.0
     refinements: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -61,6 +64,27 @@ class ModelFacts:
     base_model: str | None = None
     dataset: str | None = None
     adapter: bool = False
+
+
+def models_of_metrics(
+    metrics: Mapping[str, float], prefix: str = "", name: str = "PICO"
+) -> dict[str, dict[str, float]]:
+    """Takes an evaluation apart into model → metrics: the encoder's own cosine, and the model.
+
+    Args:
+        metrics: What `PicoTrainer.evaluate` gives, or an entry of its log.
+        prefix: Of the names, with the underscore.
+        name: What the model is called.
+
+    Example:
+        >>> models_of_metrics({"dev_rsum": 9.0, "dev_encoder_rsum": 8.0}, "dev_")
+        {'encoder': {'rsum': 8.0}, 'PICO': {'rsum': 9.0}}
+    """
+    found = {
+        model: {m: metrics[start + m] for m in METRICS if start + m in metrics}
+        for model, start in (("encoder", f"{prefix}encoder_"), (name, prefix))
+    }
+    return {model: values for model, values in found.items() if values}
 
 
 def comparison_table(results: Results) -> str:
@@ -107,6 +131,7 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
         template_str=template,
         **_weights(facts.column_weights.float()),
         name=facts.name,
+        pooled_percent=round(100 * facts.pooled_share),
         table=comparison_table(facts.results),
         refinements=list(facts.refinements),
         arguments=facts.arguments,

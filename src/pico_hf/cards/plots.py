@@ -32,8 +32,17 @@ def plot_spectrum(probability: Tensor, path: Path) -> None:
         probability: (D,) semantic probability in [0, 1].
         path: PNG file to write.
     """
+    _save(spectrum_figure(probability), path)
+
+
+def spectrum_figure(probability: Tensor) -> Any:
+    """The figure of `plot_spectrum`.
+
+    Args:
+        probability: (D,) semantic probability in [0, 1].
+    """
     figure, (axes,) = _figure()
-    values = probability.float().cpu().sort(descending=True).values
+    values = probability.detach().float().cpu().sort(descending=True).values
     axes.plot(range(1, len(values) + 1), values, color="#1f6f8b", linewidth=2)
     axes.fill_between(range(1, len(values) + 1), values, color="#1f6f8b", alpha=0.15)
     axes.set(
@@ -42,7 +51,7 @@ def plot_spectrum(probability: Tensor, path: Path) -> None:
         ylim=(0, 1.02),
         title="Semantic probability of the columns",
     )
-    _save(figure, path)
+    return figure
 
 
 def plot_feedback(refinements: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
-from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
+from pico_hf.cards.model_card import ModelFacts, models_of_metrics, write_model_card
 from pico_hf.cards.redaction import is_hub_id, last_part, public_name
 from pico_hf.core.state import SOURCES
 from pico_hf.hub.weights import is_sharded, remove_stale
@@ -116,6 +116,7 @@ def run_facts(
         results=_results(state.log_history if ended else history),
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
+        pooled_share=model.pooled_share,
         refinements=[*kept, *ended],
         arguments={**shown, "loss": model.config.loss, "step": step},
         base_model=_origin(model),
@@ -124,14 +125,17 @@ def run_facts(
 
 
 def _results(history: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """The last metrics of every evaluated split, `{"dev": {"PICO": {"rsum": …}}}`."""
+    """The last metrics of every evaluated split, `{"dev": {"encoder": …, "PICO": {"rsum": …}}}`."""
     results = {}
     for entry in history:
         for key in entry:
-            if key.startswith("eval_") and key.endswith("_rsum"):
-                prefix = key.removesuffix("_rsum")
-                split = prefix.removeprefix("eval").strip("_") or "dev"
-                results[split] = {"PICO": {m: entry[f"{prefix}_{m}"] for m in METRICS}}
+            prefix = key.removesuffix("_rsum")
+            if not key.startswith("eval_") or prefix == key:
+                continue
+            if f"{prefix.removesuffix('_encoder')}_rsum" in entry and prefix.endswith("_encoder"):
+                continue  # of the encoder beside a model, not of a split of that name
+            split = prefix.removeprefix("eval").strip("_") or "dev"
+            results[split] = models_of_metrics(entry, f"{prefix}_")
     return results
 
 

@@ -17,6 +17,7 @@ def job_arguments(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, A
     """Arguments of a job from a file of options, pairs and options of every name."""
     from transformers import HfArgumentParser
 
+    from pico_hf.recipes import recipe
     from pico_hf.training.job_options import DataArguments, ModelArguments
     from pico_hf.training_args import PicoTrainingArguments
 
@@ -39,6 +40,9 @@ def job_arguments(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, A
     elif spoken.pairs:
         named |= _source(spoken.pairs)
     named |= options | chosen
+    if named.get("vision_model"):  # towers that never met, with new heads
+        heads = recipe("new_heads")
+        named = {**heads.model, **heads.training, **named}
     if "output_dir" not in named:
         raise Failed("Name the folder of the trained model by --output.")
     try:

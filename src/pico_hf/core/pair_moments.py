@@ -34,7 +34,7 @@ class PairMoments:
             )
 
     @cached_property
-    def shared(self) -> Float[Tensor, "columns columns"]:
+    def shared(self) -> Float[Tensor, "image_columns text_columns"]:
         """C_vt, the covariance of mean patch and mean word over matched pairs.
 
         Example:

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pico_hf.data.identity import content_digest
-
 # Column of mined rows: for each image the keys of its negatives, hardest first.
 NEGATIVES = "negatives"
 
@@ -33,7 +31,7 @@ def image_keys(facts: Mapping[str, Any]) -> list[str]:
         facts: Columns `digest`, `gallery` and `image_id` of checked rows.
     """
     parts = zip(facts["digest"], facts["gallery"], facts["image_id"], strict=True)
-    return [content_digest(repr(part)) for part in parts]
+    return [_digest(repr(part), 16).hex() for part in parts]
 
 
 @dataclass(frozen=True)
@@ -111,4 +109,8 @@ class Negatives:
 
 
 def _drawn(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+    return int.from_bytes(_digest(key, 8))
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()

@@ -112,6 +112,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
+def new_folder(folder: Path) -> None:
+    """Makes the folder of an index; ValueError if it holds an index or other files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sorted(path.name for path in folder.iterdir())
+    if MANIFEST in there:
+        raise ValueError(
+            f"`folder` {str(folder)!r} holds an index already. Open it with `PicoIndex.open`, "
+            "or name another folder."
+        )
+    if there:
+        raise ValueError(
+            f"`folder` must be new or empty, got {str(folder)!r} with {', '.join(there[:3])}. "
+            "Name another folder for the index; images are added with `add`."
+        )
+
+
 def _line(error: Exception) -> str:
     """What is wrong, in one short line; a KeyError is its key alone."""
     lacks = "it lacks " if isinstance(error, KeyError) else ""

@@ -166,11 +166,19 @@ def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
     )
 
 
-def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
-    """What the images and captions of a split vary in and share, in the encoder columns."""
+def pair_moments(
+    encoder: SplitEncoder, split: ImageTextDataset, encode: BatchEncoder = encoder_columns
+) -> PairMoments:
+    """What the images and captions of a split vary in and share, in the encoder columns.
+
+    Args:
+        encoder: Model, collator and batch size.
+        split: Images with their captions.
+        encode: See `SplitEncoder.batches`: gives other features than the encoder columns.
+    """
     rows, texts = split.in_order()
-    images = encoder.batches(rows, "Moments of images", encoder_columns)
-    captions = encoder.batches(texts, "Moments of captions", encoder_columns)
+    images = encoder.batches(rows, "Moments of images", encode)
+    captions = encoder.batches(texts, "Moments of captions", encode)
     return PairMoments(
         TokenMoments.of(image for image, _ in images),
         TokenMoments.of(text for _, text in captions),

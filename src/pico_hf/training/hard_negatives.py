@@ -49,8 +49,8 @@ def mine_hard_negatives(
     own gallery: the `depth` best by one mean vector each, then ordered by exact scores. The score
     of a pair that does not belong together counts by how little it is below the pair that does.
     Pairs that may belong together after all, *false negatives*, are left out: images of one
-    `image_id`, images with a caption in common, and those that for any caption come too close to
-    the score of the matching pair.
+    `image_id`, images with a caption in common, and those that come too close to the score of the
+    matching pair for any of the captions that are scored exactly.
 
     Args:
         encoder: A `PicoRetriever`, or a trainer's `split_encoder`, whose model has learned

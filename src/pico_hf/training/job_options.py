@@ -34,6 +34,10 @@ class ModelArguments:
     )
     loss: str | None = field(default=None, metadata={"help": "hinge, infonce or sigmoid."})
     margin: float | None = field(default=None, metadata={"help": "Margin of the hinge loss, > 0."})
+    pooled_share: float | None = field(
+        default=None,
+        metadata={"help": "How much of the score the encoder's own pooled features are."},
+    )
     use_lora: bool = field(
         default=False, metadata={"help": "Adapt the towers by LoRA; needs peft. Saves an adapter."}
     )
@@ -82,4 +86,5 @@ KNOBS = (
     "column_dropout",
     "loss",
     "margin",
+    "pooled_share",
 )

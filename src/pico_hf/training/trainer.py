@@ -25,13 +25,14 @@ from pico_hf.modeling_pico import PicoModel
 from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
+from pico_hf.training.closed_form import ClosedFormCallback
 from pico_hf.training.device_refusals import check_devices
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
 from pico_hf.training.feedback_log import log_entry
-from pico_hf.training.model_calls import loss_of_batch, without_options
+from pico_hf.training.model_calls import loss_of_batch, train_tokens_too, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
@@ -40,7 +41,8 @@ from pico_hf.training.refusals import (
     check_mini_batches,
     check_model,
 )
-from pico_hf.training.resumable import ResumableTrainer
+from pico_hf.training.reporting import ReportCallback
+from pico_hf.training.sharding import ShardingTrainer, on_whole_model
 from pico_hf.training.splits import (
     as_pairs,
     check_best_metric,
@@ -52,7 +54,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(ResumableTrainer):
+class PicoTrainer(ShardingTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -122,7 +124,9 @@ class PicoTrainer(ResumableTrainer):
             self.eval_dataset = each(self._cache, dev)
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
-        self.callback_handler.callbacks.insert(0, callback)
+        report = ReportCallback(lambda: self.pico_model, lambda: self.callback_handler.callbacks)
+        self.callback_handler.callbacks[:0] = [callback, report]
+        self.add_callback(ClosedFormCallback(lambda: self.feedback))
         self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
@@ -164,7 +168,8 @@ class PicoTrainer(ResumableTrainer):
             self._fit_probe(self.pico_model)
 
     def _fit_probe(self, model: nn.Module) -> None:
-        """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
+        """Readies a model for a run, or for a checkpoint to be loaded: what is trained, buffers."""
+        train_tokens_too(base_model(model))
         feedback = replace(
             self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
         )
@@ -193,6 +198,7 @@ class PicoTrainer(ResumableTrainer):
         """Name of the dev split's rSum in the metrics of a run."""
         return self.feedback.metric
 
+    @on_whole_model
     def construct_prototypes(self, when: str | None = None) -> None:
         """Lets the model's estimators propose how to score, and takes what helps on the dev split.
 
@@ -233,9 +239,9 @@ class PicoTrainer(ResumableTrainer):
             metric_key_prefix: Prefix of the metric names.
 
         Returns:
-            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent and those of `compute_metrics`;
-            of a prediction also all scores (images, texts), -inf across galleries, and as labels
-            the image (texts,) of each caption.
+            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent, `{prefix}_encoder_rsum` and so
+            on of the encoder's own cosine, and those of `compute_metrics`; of a prediction also all
+            scores (images, texts), -inf across galleries, and the image (texts,) of each caption.
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:

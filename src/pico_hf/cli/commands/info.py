@@ -107,8 +107,8 @@ def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
     return {
         "kind": "index",
         "images": len(living),
-        "deleted": len(store) - len(living),
-        "without_pooled_feature": int((~store.has_summary[living]).sum()) if living else 0,
+        "deleted": len(store.alive) - len(living),
+        "without_pooled_feature": int((~store.known[living]).sum()),
         "columns": facts["width"],
         "storage": facts["dtype"],
         "token_merging": facts["merging"],

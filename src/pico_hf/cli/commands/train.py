@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, results_table
+from pico_hf.cli.base_run import trained_base, uniform_weights, weighed_in_training
 from pico_hf.cli.job_arguments import dataset_name, job_arguments
 
 PANEL = "Models"
@@ -146,6 +145,7 @@ def run_job(
     from transformers import set_seed
 
     from pico_hf.training.job_sources import load_job_model, load_job_splits
+    from pico_hf.training.model_calls import MOST_POOLED
     from pico_hf.training.trainer import PicoTrainer
 
     if args.do_predict:
@@ -162,16 +162,21 @@ def run_job(
     trainer = PicoTrainer(model, args, **data)
     share = trainer.pico_model.pooled_share
     results: Results = {}
+    if args.do_train and args.do_eval and share == 1:
+        _score(results, "encoder, before training", trainer, validation)
     if args.do_train:
+        share = min(share, MOST_POOLED)  # of the base: as much as while it is trained
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
-        if data_args.compare_base and not _weighed_in_training(trainer):
+        if data_args.compare_base and not weighed_in_training(trainer):
             with uniform_weights(trainer.pico_model, share):
                 _score(results, "base", trainer, validation)
         elif data_args.compare_base:
-            _score(results, "base", _trained_base(start, model_args, args, data), validation)
+            _score(
+                results, "base", trained_base(trainer, start, model_args, args, data), validation
+            )
         _score(results, "PICO", trainer, validation)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
@@ -184,50 +189,16 @@ def run_job(
     return results
 
 
-def _weighed_in_training(trainer: Any) -> bool:
-    """Whether style prototypes weighed columns while the network was trained."""
-    from pico_hf.core.state import SOURCES
-    from pico_hf.training.feedback_log import logged_refinements
-
-    found = logged_refinements(trainer.state.log_history)
-    return any(SOURCES[e["source"]] == "training" and e["fused_weight"] > 0 for e in found)
-
-
-def _trained_base(start: Callable[[Any], Any], model_args: Any, args: Any, data: Any) -> Any:
-    """The trainer of the same start after a training with uniform weights."""
-    from transformers import set_seed
-
-    from pico_hf.training.trainer import PicoTrainer
-
-    args = copy.copy(args)
-    args.output_dir = str(Path(args.output_dir) / "_base")
-    args.refine_prototypes = args.push_to_hub = False
-    set_seed(args.seed)
-    model, _ = start(model_args)
-    base = PicoTrainer(model, args, **data)
-    base.train()
-    return base
-
-
-@contextmanager
-def uniform_weights(model: Any, share: float) -> Iterator[None]:
-    """Takes back what feedback found within the block, but for the share in training."""
-    state = copy.deepcopy(model.prototypes.state_dict())
-    model.restart_prototypes(model.config.probe_size)
-    model.prototypes.share_score(min(share, 0.5))
-    try:
-        yield
-    finally:
-        model.prototypes.load_state_dict(state)
-
-
 def _score(results: Results, name: str, trainer: Any, splits: Mapping[str, Any]) -> None:
-    """Scores a trained model on every validation split."""
+    """Scores a model on every validation split, and the encoder in it once it is trained."""
+    from pico_hf.cards.model_card import models_of_metrics
+
     for split, rows in splits.items():
         metrics = trainer.evaluate(rows, metric_key_prefix=split)
-        results.setdefault(split, {})[name] = {
-            key.removeprefix(f"{split}_"): value for key, value in metrics.items()
-        }
+        found = models_of_metrics(metrics, f"{split}_", name)
+        if name.startswith("encoder"):
+            del found["encoder"]  # the same numbers
+        results.setdefault(split, {}).update(found)
 
 
 def _write_card(
