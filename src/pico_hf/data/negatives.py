@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
+
 # Column of mined rows: for each image the keys of its negatives, hardest first.
 NEGATIVES = "negatives"
-
-
 _MINED = {"image", "captions", "image_id", "gallery", "digest", NEGATIVES}
 
 
@@ -32,6 +32,24 @@ def image_keys(facts: Mapping[str, Any]) -> list[str]:
     """
     parts = zip(facts["digest"], facts["gallery"], facts["image_id"], strict=True)
     return [_digest(repr(part), 16).hex() for part in parts]
+
+
+def with_negatives(
+    rows: datasets.Dataset, order: Sequence[int], numbers: Sequence[Sequence[int]]
+) -> datasets.Dataset:
+    """Checked rows with the column `NEGATIVES`, in place of one that is there.
+
+    Args:
+        rows: Checked rows.
+        order: Row of each pair.
+        numbers: (pairs,) the negatives of each pair, by their numbers, hardest first.
+    """
+    rows = rows.remove_columns([name for name in rows.column_names if name == NEGATIVES])
+    keys = image_keys(rows.with_format(None))
+    named: list[list[str]] = [[] for _ in keys]
+    for row, own in zip(order, numbers, strict=True):
+        named[row] = [keys[order[number]] for number in own]
+    return rows.add_column(NEGATIVES, named, feature=datasets.List(datasets.Value("string")))
 
 
 @dataclass(frozen=True)

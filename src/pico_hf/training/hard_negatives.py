@@ -17,7 +17,7 @@ from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.data.negatives import NEGATIVES, image_keys
+from pico_hf.data.negatives import with_negatives
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import packed_scores
 
@@ -89,7 +89,7 @@ def mine_hard_negatives(
             f"No image has a negative that scores less than its captions by `margin={margin}`. "
             "Pass a smaller `margin`, a larger `depth`, or a model that has learned more."
         )
-    return _with_column(split, encoded.rows_of_images().tolist(), kept)
+    return with_negatives(split.rows, encoded.rows_of_images().tolist(), kept)
 
 
 def _check(encoder: Any, per_pair: Any, margin: Any, depth: Any, directions: Sequence[str]) -> None:
@@ -122,18 +122,6 @@ def _split_encoder(encoder: Any) -> SplitEncoder:
         encoder.num_workers,
         disable_tqdm=not encoder.show_progress,
     )
-
-
-def _with_column(
-    split: ImageTextDataset, order: Sequence[int], kept: Sequence[Sequence[int]]
-) -> datasets.Dataset:
-    """The split's rows with the keys of what was kept for each image in canonical order."""
-    rows = split.rows.remove_columns([NEGATIVES] if split.negatives is not None else [])
-    keys = image_keys(rows.with_format(None))
-    named: list[list[str]] = [[] for _ in keys]
-    for image, own in zip(order, kept, strict=True):
-        named[image] = [keys[order[number]] for number in own]
-    return rows.add_column(NEGATIVES, named, feature=datasets.List(datasets.Value("string")))
 
 
 @dataclass(frozen=True)
