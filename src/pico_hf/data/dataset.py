@@ -82,10 +82,7 @@ class ImageTextDataset(Dataset):
         rows: From `load_image_text`, or any data set with an image and a caption column.
         seed: Seed of the choice of captions.
         image_column: See `load_image_text`, as for the rest.
-        caption_column: Likewise.
-        image_id_column: Likewise.
-        gallery_column: Likewise.
-        skip_bad_images: Likewise.
+        caption_column, image_id_column, gallery_column, skip_bad_images: Likewise.
 
     Attributes:
         text_to_image: (captions,) row of the image each caption belongs to.

@@ -116,7 +116,7 @@ class Feedback:
             )
         if self.model.pooled_share == 1 and len(self.dev_split or ()) < LEAST_DEV_IMAGES:
             logger.warning(
-                "The encoder's own ranking stays: what is better than it cannot be told from %d dev "
+                "The encoder's own ranking stays: what is better cannot be told from %d dev "
                 "images, of which there should be %d.",
                 *(len(self.dev_split or ()), LEAST_DEV_IMAGES),
             )
