@@ -422,14 +422,6 @@ def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
     assert module.score_share == 0.5
 
 
-def test_what_feedback_found_is_forgotten_when_a_run_starts_afresh():
-    module = sharing(0.0)
-    choose_share(module, lambda m: 50.0 + 10 * (m == 0.5))
-    assert module.score_share > 0
-    module.restart(3)
-    assert module.score_share == 0.0
-
-
 # ---- style prototypes ----------------------------------------------------------------------------
 
 

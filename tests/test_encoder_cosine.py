@@ -166,3 +166,24 @@ def test_a_model_card_shows_the_encoder_beside_the_model(tmp_path):
         assert list(models) == ["encoder", "PICO"]
         assert models["encoder"]["rsum"] == logged[f"eval_{split}_encoder_rsum"]
         assert models["PICO"]["rsum"] == logged[f"eval_{split}_rsum"]
+
+
+@pytest.mark.parametrize("dev", [None, 12, 63])
+def test_too_few_images_to_judge_by_leave_the_encoders_own_ranking(tmp_path, caplog, dev):
+    rows = None if dev is None else tiny_rows(dev)
+    bare = {name: value for name, value in BARE.items() if name != "refine_prototypes"}
+    options = {"model": tiny_model(pooled_share=1.0), "eval_dataset": rows}
+    trainer = tiny_trainer(tmp_path, options, **bare)
+    trainer.construct_prototypes()
+    assert trainer.pico_model.pooled_share == 1.0
+    assert int(trainer.pico_model.prototypes.iteration) == 0
+    assert "The encoder's own ranking stays" in caplog.text
+
+
+def test_enough_images_are_listened_to(tmp_path):
+    options = {"model": tiny_model(pooled_share=1.0), "eval_dataset": tiny_rows(64)}
+    trainer = tiny_trainer(tmp_path, options)
+    before = trainer.evaluate()["eval_encoder_rsum"]
+    trainer.construct_prototypes()
+    assert int(trainer.pico_model.prototypes.iteration) > 0 or before == 600
+    assert trainer.evaluate()["eval_rsum"] >= before - 1e-6

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pico_hf.training.encoder_cosine import evaluate_encoder
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
+    from pico_hf.training.hard_negatives import mine_hard_negatives
     from pico_hf.training.image_retrieval import (
         EncodedImagePairs,
         encode_image_pairs,
@@ -85,6 +86,7 @@ _LAZY = {
     "split_scores": "pico_hf.training.evaluation",
     "load_adapter_model": "pico_hf.lora",
     "load_image_text": "pico_hf.data.loading",
+    "mine_hard_negatives": "pico_hf.training.hard_negatives",
     "pico_lora_config": "pico_hf.lora",
     "Recipe": "pico_hf.recipes",
     "recipe": "pico_hf.recipes",
@@ -127,6 +129,7 @@ __all__ = [
     "explain",
     "load_adapter_model",
     "load_image_text",
+    "mine_hard_negatives",
     "pico_lora_config",
     "recipe",
     "register_encoder",

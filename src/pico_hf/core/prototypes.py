@@ -148,11 +148,10 @@ class StylePrototypes(nn.Module):
         """Forgets all that was built, for a new probe set of `num_instances` pairs.
 
         Prototypes of two probe sets are not comparable, so they cannot be fused. Columns become the
-        encoder columns again, with uniform weights. Pooled vectors are no longer part of the score,
-        or at most half of it if that was set by hand.
+        encoder columns again, with uniform weights. Pooled vectors stay a part of the score, at
+        most half of it, so that tokens are trained.
         """
-        # A share that feedback found is forgotten; of one that was set, tokens have to be a part.
-        share = 0.0 if int(self.iteration) > 0 else min(self.score_share, 0.5)
+        share = min(self.score_share, 0.5)
         self.sizes = self.sizes._replace(instances=num_instances)
         for name, buffer in self.declared().items():
             setattr(self, name, started(buffer).to(self.semantic_probability.device))

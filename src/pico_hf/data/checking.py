@@ -17,6 +17,7 @@ from pico_hf.data.columns import (
     texts_of,
 )
 from pico_hf.data.identity import identity_name, rows_of_images
+from pico_hf.data.negatives import NEGATIVES, refuse_reading_anew
 from pico_hf.data.reading import (
     MadeImages,
     Read,
@@ -29,6 +30,7 @@ from pico_hf.data.reading import (
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["image", "captions", "image_id", "gallery", "digest"]
+CHECKED = (COLUMNS, [*COLUMNS, NEGATIVES])  # columns of rows that are taken as they are
 
 
 def checked_rows(
@@ -58,6 +60,7 @@ def checked_rows(
         ValueError: See [`load_image_text`].
     """
     check_kind(rows)
+    refuse_reading_anew(rows.column_names)
     if set(COLUMNS[:4]) <= set(rows.column_names) <= set(COLUMNS):  # checked before
         image_id_column, gallery_column = image_id_column or "image_id", gallery_column or "gallery"
     names = (image_column, caption_column, image_id_column, gallery_column)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from pico_hf.data.checking import COLUMNS, checked_rows
+from pico_hf.data.checking import CHECKED, checked_rows
 from pico_hf.data.identity import canonical_order, content_digest, identity_codes
 from pico_hf.data.images import open_image
+from pico_hf.data.negatives import Negatives
 from pico_hf.data.reading import is_made_on_the_fly
 
 
@@ -81,16 +82,14 @@ class ImageTextDataset(Dataset):
         rows: From `load_image_text`, or any data set with an image and a caption column.
         seed: Seed of the choice of captions.
         image_column: See `load_image_text`, as for the rest.
-        caption_column: Likewise.
-        image_id_column: Likewise.
-        gallery_column: Likewise.
-        skip_bad_images: Likewise.
+        caption_column, image_id_column, gallery_column, skip_bad_images: Likewise.
 
     Attributes:
         text_to_image: (captions,) row of the image each caption belongs to.
         image_ids: (images,) identity; images of one identity are no negatives of each other.
         gallery: (images,) which images are ranked together.
         image_order: (images,) rows of images in canonical order.
+        negatives: Mined negatives of the pairs, None if the rows have none.
         caption_order: (captions,) rows of captions in canonical order: image by image.
 
     Raises:
@@ -108,7 +107,7 @@ class ImageTextDataset(Dataset):
         gallery_column: str | None = None,
         skip_bad_images: bool = False,
     ) -> None:
-        if getattr(rows, "column_names", None) != COLUMNS or is_made_on_the_fly(rows):
+        if getattr(rows, "column_names", None) not in CHECKED or is_made_on_the_fly(rows):
             rows = checked_rows(
                 rows,
                 image_column=image_column,
@@ -117,8 +116,7 @@ class ImageTextDataset(Dataset):
                 gallery_column=gallery_column,
                 skip_bad_images=skip_bad_images,
             )
-        self.rows = rows
-        self.seed = seed
+        self.rows, self.seed = rows, seed
         self._images = StoredImages(rows)
         # Workers that live on between epochs have copies of all but what is in shared memory.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -135,6 +133,7 @@ class ImageTextDataset(Dataset):
         self.caption_order = self._order_captions(counts)
         ordered = counts[self.image_order]
         self._counts, self._starts = ordered.tolist(), (ordered.cumsum(0) - ordered).tolist()
+        self.negatives = Negatives.of(rows, order)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,6 +143,12 @@ class ImageTextDataset(Dataset):
         row = int(self.image_order[number])
         caption = self.captions()[int(self.caption_order[self._choice(number)])]
         return {**self.images()[row], **caption, "image_ids": int(self.image_ids[row])}
+
+    def __getitems__(self, batch: list[int]) -> list[dict[str, Any]]:
+        """Training pairs, and after them one mined negative of each; see `mine_hard_negatives`."""
+        mined = self.negatives
+        numbers = batch if mined is None else mined.joined(batch, f"{self.seed}/{self.epoch}")
+        return [self[number] for number in numbers]
 
     @property
     def epoch(self) -> int:
@@ -157,11 +162,8 @@ class ImageTextDataset(Dataset):
         That is the order of `in_order`, which features are to be stored in.
         """
         digest = hashlib.sha256()
-        texts = [self._texts[row] for row in self.caption_order.tolist()]
         for number, row in enumerate(self.image_order.tolist()):
-            start = self._starts[number]
-            own = texts[start : start + self._counts[number]]
-            digest.update(repr((self._digests[row], own)).encode())
+            digest.update(repr((self._digests[row], self.own_texts(number))).encode())
         if self.rows.format["type"] == "custom":
             digest.update(self.rows._fingerprint.encode())
         return digest.hexdigest()
@@ -175,13 +177,13 @@ class ImageTextDataset(Dataset):
         """
         digest, numbers = hashlib.sha256(), dict[int, int]()
         for number, row in enumerate(self.image_order.tolist()):
-            start = self._starts[number]
-            captions = self.caption_order[start : start + self._counts[number]].tolist()
-            own = [self._texts[caption] for caption in captions]
+            own = self.own_texts(number)
             shared = numbers.setdefault(int(self.image_ids[row]), len(numbers))
             digest.update(repr((self._digests[row], own, shared)).encode())
         galleries = identity_codes(self.gallery[self.image_order].tolist())
         digest.update(repr(galleries.tolist()).encode())
+        if self.negatives is not None:
+            digest.update(repr(self.negatives.numbers).encode())
         return digest.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
@@ -224,6 +226,12 @@ class ImageTextDataset(Dataset):
         images, captions = self.in_order()
         starts = self._starts[:size]
         return _Pairs(Subset(images, range(len(starts))), Subset(captions, starts))
+
+    def own_texts(self, number: int) -> list[str]:
+        """Captions of the image of this number, in canonical order."""
+        start = self._starts[number]
+        order = self.caption_order[start : start + self._counts[number]].tolist()
+        return [self._texts[caption] for caption in order]
 
     def _order_captions(self, counts: Tensor) -> Tensor:
         """Image by image, the captions of one image by their digests: their order says nothing."""

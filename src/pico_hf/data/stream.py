@@ -25,6 +25,7 @@ from pico_hf.data.columns import (
     texts_of,
 )
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.negatives import refuse_reading_anew
 
 ROWS_OF_IDENTITY = 16
 
@@ -64,6 +65,7 @@ class ImageTextStream(IterableDataset):
         first = next(iter(rows), None)
         if first is None:
             raise ValueError("The stream has no rows. Pass one with at least two pairs.")
+        refuse_reading_anew(first)
         columns = {"image_column": image_column, "caption_column": caption_column}
         for argument, name in {**columns, "image_id_column": image_id_column}.items():
             if name is not None:

@@ -154,7 +154,7 @@ def add_images(index: Any, source: Any) -> dict[str, Any]:
         folders = [parent.relative_to(source.absolute()).as_posix() for parent in parents]
         payloads = [{"folder": folder} for folder in folders]
     index.add(source, payloads=payloads)
-    pictures = {}
+    pictures: dict[str, Any] = {}
     for image in images:
         if image.path is None and isinstance(image.value, bytes):
             pictures.setdefault(image.read()[0], image)

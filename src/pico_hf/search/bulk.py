@@ -8,10 +8,10 @@ from typing import Any
 from accelerate import PartialState
 
 from pico_hf.core.processes import Processes
+from pico_hf.search.add_report import AddReport
 from pico_hf.search.index import PicoIndex
 from pico_hf.search.qdrant_places import is_there
 from pico_hf.search.sources import Share, images_of
-from pico_hf.search.upsert import AddReport
 
 
 def embed(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.search.add_report import AddReport
 from pico_hf.search.encoding import IndexEncoder, check_features
 from pico_hf.search.fingerprint import check_same_encoder
 from pico_hf.search.hits import hits_of
@@ -22,7 +23,7 @@ from pico_hf.search.ranking import best_images
 from pico_hf.search.shards import DTYPES, StoredImage
 from pico_hf.search.sources import SourceImage, images_of
 from pico_hf.search.store import ImageStore
-from pico_hf.search.upsert import AddReport, Upsert
+from pico_hf.search.upsert import Upsert
 
 
 class PicoIndex:
@@ -86,21 +87,15 @@ class PicoIndex:
         if store not in ("files", "qdrant"):
             raise ValueError(f"`store` must be 'files' or 'qdrant', got {store!r}.")
         encoder = IndexEncoder(retriever, token_merging)
-        facts = {
-            "dtype": dtype,
-            "width": None,
-            "merging": token_merging,
-            "encoder": encoder.fingerprint(),
-        }
+        facts: dict[str, Any] = {"dtype": dtype, "width": None, "merging": token_merging}
+        facts["encoder"] = encoder.fingerprint()
         temporary = None
         if folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="pico-hf-")
             folder = temporary.name
         if store == "qdrant" or client is not None or is_url(folder):
             facts["width"] = encoder.width()
-            qdrant = QdrantStore(*create_qdrant(folder, facts, client))
-            qdrant.make_ready()
-            index = cls(qdrant, encoder)
+            index = cls(QdrantStore.create(*create_qdrant(folder, facts, client)), encoder)
         else:
             index = cls(ImageStore.create(Path(folder), facts), encoder)
         index._temporary = temporary
@@ -136,11 +131,10 @@ class PicoIndex:
         if damaged not in ("refuse", "leave_out"):
             raise ValueError(f"`damaged` must be 'refuse' or 'leave_out', got {damaged!r}.")
         place = open_qdrant(folder, client)
-        store: Store
-        if place is not None:
-            store = QdrantStore(*place)
+        if place is None:
+            store: Store = ImageStore(Path(folder), verify=verify, damaged=damaged)
         else:
-            store = ImageStore(Path(folder), verify=verify, damaged=damaged)
+            store = QdrantStore(*place)
         try:
             encoder = IndexEncoder(retriever, store.facts["merging"])
             check_same_encoder(store.facts["encoder"], encoder.fingerprint())

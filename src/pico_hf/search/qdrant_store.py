@@ -132,10 +132,15 @@ class QdrantStore:
             self._points.delete(gone)
         self.refresh()
 
-    def make_ready(self) -> None:
-        """Makes the collection if the width is known."""
-        if self._facts["width"] is not None:
-            self._ready(self._facts["width"])
+    @classmethod
+    def create(
+        cls, place: str, facts: dict[str, Any], points: Points | None, make: Make
+    ) -> QdrantStore:
+        """A new collection, made at once if the width is known."""
+        store = cls(place, facts, points, make)
+        if facts["width"] is not None:
+            store._ready(facts["width"])
+        return store
 
     def _ready(self, width: int) -> Points:
         if self._points is None:

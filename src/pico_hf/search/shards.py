@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pico_hf.core.quantisation import dequantise, quantise
 from pico_hf.search.checks import DTYPES, RECORDS, TENSORS, check_records, check_tensors
-from pico_hf.search.files import bytes_digest, file_digest, write_file
+from pico_hf.search.files import PARTIAL, bytes_digest, file_digest, write_file
 
 SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
 # What records and tensors of odd kinds make of code that expects those of an index.
@@ -232,3 +232,17 @@ def as_damaged(error: Exception, facts: dict[str, Any]) -> Exception:
         f"A file of shard {facts['name']} is missing ({error}): {facts['images']} images. Restore "
         "it from a copy, or open the index with damaged='leave_out' and add the same images again."
     )
+
+
+def clear_leftovers(folder: Path, shards: Iterable[dict[str, Any]]) -> None:
+    """Removes what a killed process wrote and never made part of the index.
+
+    Args:
+        folder: Of the shards.
+        shards: What the manifest says of those that are part of it.
+    """
+    named = {facts["name"] for facts in shards}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        whole = path.suffix in (TENSORS, RECORDS)
+        if path.suffix == PARTIAL or (whole and path.stem not in named):
+            path.unlink()

@@ -15,15 +15,14 @@ import torch
 from filelock import FileLock
 
 from pico_hf.search.file_view import FileView, passing
-from pico_hf.search.files import PARTIAL, changing, new_folder, read_manifest, write_manifest
+from pico_hf.search.files import changing, new_folder, read_manifest, write_manifest
 from pico_hf.search.payload import Filter
 from pico_hf.search.shards import (
-    RECORDS,
-    TENSORS,
     DamagedShardError,
     Shard,
     StoredImage,
     as_damaged,
+    clear_leftovers,
     grouped,
     read_shard,
     set_aside,
@@ -130,7 +129,7 @@ class ImageStore:
         """For a change: alone among all processes, on top of what others have changed."""
         with changing(self._lock, self.folder):
             self.refresh()
-            self._clear_leftovers()
+            clear_leftovers(self._shards_folder, self.manifest["shards"])
             yield
 
     def refresh(self) -> None:
@@ -183,7 +182,7 @@ class ImageStore:
             manifest["next_shard"] += 1
         self._commit(manifest)
         self._read_shards(verify=False)
-        self._clear_leftovers()
+        clear_leftovers(self._shards_folder, self.manifest["shards"])
 
     def verify(self) -> None:
         """Reads every byte and raises DamagedShardError for the first shard that is damaged."""
@@ -207,15 +206,6 @@ class ImageStore:
         manifest["generation"] = self.manifest["generation"] + 1
         write_manifest(self.folder, manifest)
         self.manifest = manifest
-
-    def _clear_leftovers(self) -> None:
-        """Removes what a killed process wrote and never made part of the index."""
-        named = {facts["name"] for facts in self.manifest["shards"]}
-        if self._shards_folder.is_dir():
-            for path in self._shards_folder.iterdir():
-                whole = path.suffix in (TENSORS, RECORDS)
-                if path.suffix == PARTIAL or (whole and path.stem not in named):
-                    path.unlink()
 
     def _read_shards(self, verify: bool) -> None:
         self.records: list[dict[str, Any]] = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 from tqdm.auto import tqdm
 
 from pico_hf.data.images import reason
+from pico_hf.search.add_report import AddReport
 from pico_hf.search.protocol import Store
 from pico_hf.search.records import merged_record, new_record
 from pico_hf.search.shards import ImageVectors, StoredImage
@@ -19,42 +20,6 @@ from pico_hf.search.sources import ReadImage, SourceImage, read_ahead
 logger = logging.getLogger(__name__)
 
 BATCH_PIXELS = 2**26  # decoded at a time: 200 MB, one photo of 64 megapixels
-
-
-@dataclass
-class AddReport:
-    """What an `add` did.
-
-    Attributes:
-        added: Images that are new.
-        updated: Images of which content, payload or path changed, or of which an index of an
-            older version lacked the pooled feature.
-        unchanged: Images that were there already.
-        duplicates: Images with the content of another image of the same source: they are stored
-            once, with the payload of the first.
-        skipped: (image, what is wrong with it) of those that cannot be read.
-    """
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    duplicates: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-    @classmethod
-    def total(cls, reports: Sequence[AddReport]) -> AddReport:
-        """What several processes did."""
-        counts = ("added", "updated", "unchanged", "duplicates")
-        sums = {name: sum(getattr(one, name) for one in reports) for name in counts}
-        return cls(**sums, skipped=[skip for one in reports for skip in one.skipped])
-
-    def check(self, images: int) -> None:
-        """Raises ValueError if none of so many images could be read."""
-        if len(self.skipped) == images:
-            raise ValueError(
-                f"`source` must hold images that can be read, got {images} that cannot: "
-                f"{self.skipped[0][0]} ({self.skipped[0][1]})."
-            )
 
 
 @dataclass

@@ -11,6 +11,7 @@ import datasets
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.negatives import Negatives
 from pico_hf.data.stream import ImageTextStream
 from pico_hf.training.dev_split import dev_metric, metric_names
 from pico_hf.training_args import SCHEDULERS_BY_METRIC, PicoTrainingArguments
@@ -163,7 +164,7 @@ def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
 
 
 def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> None:
-    """Refuses a split that gives no batch, or none with a negative."""
+    """Refuses a split that gives no batch, or none with a negative, or mined ones that are lost."""
     if len(split) < 2:
         raise ValueError(
             f"`train_dataset` must have at least 2 images, got {len(split)}: the other pairs of a "
@@ -175,4 +176,19 @@ def check_train_split(split: ImageTextDataset, args: PicoTrainingArguments) -> N
         raise ValueError(
             f"`train_dataset` must have at least one batch of {batch} images{shared}, got "
             f"{len(split)}. Lower `per_device_train_batch_size`."
+        )
+    if split.negatives is not None:
+        _check_negatives(split.negatives, args)
+
+
+def _check_negatives(negatives: Negatives, args: PicoTrainingArguments) -> None:
+    if negatives.are_missing:
+        raise ValueError(
+            "`train_dataset` has a column `negatives` that names none of its images. Mine them of "
+            "these rows with `mine_hard_negatives`, or remove the column."
+        )
+    if args.world_size > 1 and not args.dataloader_drop_last:
+        raise ValueError(
+            "`dataloader_drop_last` must be True for mined negatives in several processes, which "
+            "would repeat pairs to fill up the last batch. Leave it out."
         )
