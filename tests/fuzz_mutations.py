@@ -44,7 +44,7 @@ def change_json(value: Any, chance: Random) -> Any:
             del parent[path[-1]]
         elif how == 1 and isinstance(parent, dict):
             parent[chance.choice(("x", "", "model_type", "\0"))] = parent.pop(path[-1])
-        elif how == 2 and type(parent[path[-1]]) in (int, float):
+        elif how == 2 and type(parent[path[-1]]) in (int, float) and abs(parent[path[-1]]) < 1e300:
             parent[path[-1]] *= chance.choice((-1, 0, 2, 10, 1000, 10**6, 0.5))
         elif how == 3:
             parent[path[-1]] = [copy.deepcopy(parent[path[-1]])]

@@ -234,7 +234,9 @@ def test_a_temperature_becomes_a_scale():
 
 
 def test_scores_of_an_encoder_without_a_scale_start_at_ten_times():
-    unscaled = PicoModel.from_encoder(tiny_encoder("blip-2-itm"), num_prototypes=3)
+    unscaled = PicoModel.from_encoder(
+        tiny_encoder("blip-2-itm"), num_prototypes=3, pooled_share=0.0
+    )
     built = PicoModel(unscaled.config)
     for model in (unscaled, built):
         assert float(model.logit_scale.detach().exp()) == pytest.approx(10.0)

@@ -63,7 +63,10 @@ def test_the_first_example_prints_the_scores_of_images_and_texts(clip, tmp_path,
 
 
 def test_the_second_example_saves_an_encoder_with_new_columns_and_old_weights(clip, tmp_path):
-    pairs, test = write_rows(tmp_path / "pairs.parquet", 64), write_rows(tmp_path / "t.parquet", 20)
+    pairs, test = (
+        write_rows(tmp_path / "pairs.parquet", 260),
+        write_rows(tmp_path / "t.parquet", 20),
+    )
     folder = str(tmp_path / "aligned")
     before, after = example("02_align_pretrained").main(pairs, test, folder, encoder=clip)
     aligned = PicoModel.from_pretrained(folder)

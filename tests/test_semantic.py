@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from comparisons import product
+from comparisons import Product
+from pico_hf.core.score_form import column_weights
 from pico_hf.core.semantic import (
     ColumnStatistics,
     column_statistics,
-    column_weights,
     semantic_probability,
     standardise,
     style_score,
 )
-from pico_hf.core.style_refinement import complement_of_style
+from pico_hf.core.style import StyleClusters
 from pico_hf.core.token_features import TokenFeatures
 from reference import (
     column_means_loop,
@@ -190,16 +190,16 @@ def test_the_product_equals_the_product_of_both_sides(spaces):
     ]
     counts = torch.zeros(9, dtype=torch.long)
     statistics = ColumnStatistics(image_columns, text_columns, counts, total=1)
-    found = product(statistics, image_prototypes, text_prototypes)
+    found = Product().probability(statistics, image_prototypes, text_prototypes)
     torch.testing.assert_close(found, semantic[0] * semantic[1])
 
 
-@pytest.mark.parametrize("estimate", [complement_of_style, product])
-def test_the_semantic_probability_is_a_probability(spaces, estimate):
+@pytest.mark.parametrize("estimator", [StyleClusters(), Product()])
+def test_the_semantic_probability_is_a_probability(spaces, estimator):
     image_columns, text_columns, image_prototypes, text_prototypes = spaces
     counts = torch.zeros(9, dtype=torch.long)
     statistics = ColumnStatistics(image_columns, text_columns, counts, total=1)
-    found = estimate(statistics, image_prototypes, text_prototypes)
+    found = estimator.probability(statistics, image_prototypes, text_prototypes)
     assert found.min() >= 0
     assert found.max() <= 1
     assert found.std() > 0

@@ -89,8 +89,12 @@ class PicoConfig(PreTrainedConfig):
                 "`fallback_widths` must be three widths (image, text, common space), got "
                 f"{self.fallback_widths!r}."
             )
+        if not isinstance(self.estimators, list | tuple):
+            raise ValueError(
+                f"`estimators` must be a list of {', '.join(SOURCES)}, got {self.estimators!r}."
+            )
         for name in self.estimators:
-            _one_of("estimators", name, SOURCES)
+            _one_of("estimators", name, tuple(SOURCES))
         _one_of("loss", self.loss, LOSSES)
 
 

@@ -62,7 +62,13 @@ def load_processor(path: str | os.PathLike, config: Any) -> Any:
     with plain_errors(path), plain_build(path, "processor's files"):
         processor = AutoProcessor.from_pretrained(path)
         grey = Image.new("RGB", (64, 48), (128, 128, 128))
-        batch = PicoCollator(processor, config=config)([{"image": grey, "caption": "a"}])
+        collate = PicoCollator(processor, config=config)
+        try:
+            batch = collate([{"image": grey, "caption": "a"}])
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, no Exception
+                raise
+            raise ValueError(f"the tokenizer's files cannot be right: {error}") from error
     for name, values in batch.items():
         if not bool(torch.isfinite(values).all()):
             raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
@@ -52,20 +53,32 @@ def load_image_text(
     """
     if (dataset_name is None) == (files is None):
         raise ValueError("Give either `dataset_name` or `files`, and not both.")
-    if dataset_name is not None:
-        rows = load_named_split(dataset_name, split, image_column)
-    else:
-        rows = _load([files] if isinstance(files, str | Path) else list(files or []), image_column)
-    if max_samples is not None:
-        rows = rows.select(range(min(max_samples, len(rows))))
-    return checked_rows(
-        rows,
-        image_column=image_column,
-        caption_column=caption_column,
-        image_id_column=image_id_column,
-        gallery_column=gallery_column,
-        skip_bad_images=skip_bad_images,
-    )
+    with _utf8_only():
+        if dataset_name is not None:
+            rows = load_named_split(dataset_name, split, image_column)
+        else:
+            rows = _load([files] if isinstance(files, str | Path) else list(files), image_column)
+        if max_samples is not None:
+            rows = rows.select(range(min(max_samples, len(rows))))
+        return checked_rows(
+            rows,
+            image_column=image_column,
+            caption_column=caption_column,
+            image_id_column=image_id_column,
+            gallery_column=gallery_column,
+            skip_bad_images=skip_bad_images,
+        )
+
+
+@contextmanager
+def _utf8_only() -> Iterator[None]:
+    """Says in one line that a table holds text in another encoding, wherever it is read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"The rows hold text that is not UTF-8 ({error}). Save them again as UTF-8."
+        ) from error
 
 
 def _load(files: list[str | Path], image_column: str | None) -> datasets.Dataset:

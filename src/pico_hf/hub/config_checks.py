@@ -21,6 +21,7 @@ _DEEPEST = 64
 # What a model meets when it is called, long after it was built.
 _FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_return_dict")
 _IDS = ("_token_id", "_token_index")
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "_dim")
 # Heads that a checkpoint lacks are small beside the towers that it has.
 _SLACK, _SPARE = 2, 10_000_000
 _PACKED = 16  # 2-bit numbers in 32-bit words
@@ -51,6 +52,11 @@ def check_config(
             )
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
+        if key.endswith(_SIZES) and value <= 0:
+            raise ValueError(
+                f"`{key}` in config.json of '{os.fspath(path)}' must be > 0, got {value}. Save the "
+                "model again."
+            )
         limit = _limit(key, shapes)
         if limit is not None and value > limit:
             raise ValueError(

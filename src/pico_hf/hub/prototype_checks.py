@@ -24,6 +24,9 @@ def checked_fields(facts: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{FACTS_FILE} lacks {', '.join(missing)}. Save the prototypes again.")
     if not isinstance(facts["encoder_fingerprint"], dict):
         raise ValueError(f"`encoder_fingerprint` in {FACTS_FILE} must map types to digests.")
+    if type(facts["num_columns"]) is not int or facts["num_columns"] < 1:
+        got = shortened(repr(facts["num_columns"]), 80)
+        raise ValueError(f"`num_columns` in {FACTS_FILE} must be an integer >= 1, got {got}.")
     values = {name: facts[name] for name in PROTOTYPE_FIELDS}
     try:
         PicoConfig(**values)  # it knows which values are valid

@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.hub.config_checks import check_config
-from pico_hf.hub.errors import plain_build, plain_errors, refuse_missing
+from pico_hf.hub.errors import plain_build, plain_errors, refuse_missing, shortened
 from pico_hf.hub.files import HUB_OPTIONS, find_file
 from pico_hf.hub.prototype_values import WEIGHTS_FILE, check_values, refuse_stale
 from pico_hf.hub.weights import Stored, read_model_files
@@ -44,9 +44,10 @@ def check_source(
     remote = options.get("trust_remote_code") and "auto_map" in config
     if not known and not remote:
         raise ValueError(
-            f"config.json of '{os.fspath(path)}' has model_type {model_type!r}, which is not known "
-            "here. Import the module that registers it with `AutoConfig.register`, upgrade "
-            "transformers, or pass `trust_remote_code=True` if you trust the repository's own code."
+            f"config.json of '{os.fspath(path)}' has model_type {shortened(repr(model_type), 80)}, "
+            "which is not known here. Import the module that registers it with "
+            "`AutoConfig.register`, upgrade transformers, or pass `trust_remote_code=True` if you "
+            "trust the repository's own code."
         )
     if options.get("use_safetensors") is False:
         raise ValueError(
@@ -74,11 +75,12 @@ def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
                 f"`probe_size`) are {expected}. Load the model with the values it was saved with."
             )
     sources = config.get("estimators", PicoConfig.estimators)
-    if "image_basis" in stored.prototypes and "canonical" not in sources:
+    listed = isinstance(sources, list | tuple)  # PicoConfig says what else is wrong with it
+    if "image_basis" in stored.prototypes and listed and "canonical" not in sources:
         raise ValueError(
-            f"`estimators` are {', '.join(map(str, sources))}, but the weights were saved with "
-            "'canonical' among them: their columns are not the encoder columns. Load the model "
-            "with that."
+            f"`estimators` are {shortened(', '.join(map(str, sources)), 80)}, but the weights were "
+            "saved with 'canonical' among them: their columns are not the encoder columns. Load the "
+            "model with that."
         )
     check_values(stored.prototypes, stored.file)
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from pico_hf.hub.errors import shortened
 from pico_hf.hub.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def newest_whole(run: Path) -> Path:
             if passed:
                 logger.warning("Resuming from %s; passed over %s.", folder.name, "; ".join(passed))
             return folder
-        passed.append(f"{folder.name}, which {reason}")
+        passed.append(f"{folder.name}, which {shortened(reason)}")
     found = f" It has {'; '.join(passed)}." if passed else ""
     raise ValueError(
         f"`output_dir` '{run}' has no whole checkpoint to resume from.{found} Leave "

@@ -156,7 +156,8 @@ def _check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
         if name.endswith("_dataset"):
             problem = f"was written by a run with another `{name}`: other images or captions"
         else:
-            problem = f"was written with {name}={saved.get(name)!r}, this run has {value!r}"
+            written = shortened(repr(saved.get(name)), 200)
+            problem = f"was written with {name}={written}, this run has {value!r}"
         raise ValueError(
             f"The checkpoint '{folder}' {problem}. Resume with what it was written with, or leave "
             "`resume_from_checkpoint` out to train from the beginning."
