@@ -66,6 +66,7 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
         (columns, columns) fp64: patches meet words as vᵀBt.
 
     Example:
+        >>> from pico_hf.core.moments import TokenMoments
         >>> means = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
         >>> words = means * torch.tensor([1.0, 0.0]).double()  # the second column is style
         >>> centre, scatter = torch.zeros(2).double(), torch.eye(2).double()

@@ -38,6 +38,7 @@ class PairMoments:
         """C_vt, the covariance of mean patch and mean word over matched pairs.
 
         Example:
+            >>> import torch
             >>> rows = torch.tensor([[1.0], [3.0]]).double()
             >>> side = TokenMoments(rows, rows.mean(dim=0), torch.eye(1).double())
             >>> PairMoments(side, side, torch.tensor([0, 1])).shared.tolist()

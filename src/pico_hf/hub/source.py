@@ -79,8 +79,8 @@ def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
     if "image_basis" in stored.prototypes and listed and "canonical" not in sources:
         raise ValueError(
             f"`estimators` are {shortened(', '.join(map(str, sources)), 80)}, but the weights were "
-            "saved with 'canonical' among them: their columns are not the encoder columns. Load the "
-            "model with that."
+            "saved with 'canonical' among them: their columns are not the encoder columns. Load "
+            "the model with that."
         )
     check_values(stored.prototypes, stored.file)
 
