@@ -376,12 +376,12 @@ def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
 def test_options_may_stand_in_a_file_and_the_command_line_comes_first(tmp_path):
     from pico_hf.cli.commands.train import job_arguments
 
-    options = {"output_dir": "there", "train_file": ["a.parquet"], "seed": 7, "do_eval": False}
+    options = {"output_dir": "there", "train_file": ["a.parquet"], "seed": 7, "weight_decay": 0.5}
     (tmp_path / "job.yaml").write_text(json.dumps(options))
     words = [str(tmp_path / "job.yaml"), "--seed", "5", "--no_compare_base"]
     _, data, args = job_arguments(words, {"output_dir": str(tmp_path / "out")})
     assert (data.train_file, data.compare_base) == (["a.parquet"], False)
-    assert (args.output_dir, args.seed, args.do_eval) == (str(tmp_path / "out"), 5, False)
+    assert (args.output_dir, args.seed, args.weight_decay) == (str(tmp_path / "out"), 5, 0.5)
 
 
 def test_what_training_cannot_use_is_said_before_anything_is_written(shop, trained, tmp_path):
