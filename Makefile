@@ -9,8 +9,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 EFFECT := outputs/effect-smoke
 KILLS := 30
 MINUTES := 10
+INPUTS := 5000
+SEED := 0
 
-.PHONY: help install demo encoders chaos effect-smoke format check test test-slow test-all
+.PHONY: help install demo encoders chaos fuzz effect-smoke format check test test-slow test-all
 help:
 	@echo "make demo      train base and PICO on the embedded data, compare them, save everything"
 	@echo "make test      the fast tests, about five minutes on two cores"
@@ -18,6 +20,7 @@ help:
 	@echo "make encoders  what every supported architecture passes, as a table"
 	@echo "make effect-smoke  a miniature of the effect study on the embedded drawings, minutes"
 	@echo "make chaos     kills short runs at random, resumes them, compares the ends bit for bit"
+	@echo "make fuzz      changed files and odd values for everything that reads; INPUTS=50000 SEED=0"
 	@echo "make check     lint, formatting, types"
 	@echo "make format    rewrite the files as check wants them"
 	@echo "make install   the package with all extras, editable"
@@ -41,6 +44,9 @@ encoders: $(VENV)/.pico-test
 
 chaos: $(VENV)/.pico-test
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/chaos.py --kills $(KILLS) --minutes $(MINUTES)
+
+fuzz: $(VENV)/.pico-test
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/fuzz.py --inputs $(INPUTS) --seed $(SEED)
 
 effect-smoke: $(VENV)/.pico-demo
 	$(BIN)/python benchmarks/effect/features.py --corpora drawings --towers lite0 \

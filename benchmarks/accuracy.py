@@ -31,7 +31,8 @@ def encoded(file: Path, images: int, columns: int) -> EncodedSplit:
 
     encoder, processor = load_lite_clip(columns)
     rows = ImageTextDataset(load_image_text(files=file, max_samples=images))
-    split = SplitEncoder(PicoModel.from_encoder(encoder), PicoCollator(processor), batch_size=64)
+    model = PicoModel.from_encoder(encoder, pooled_share=0.0)
+    split = SplitEncoder(model, PicoCollator(processor), batch_size=64)
     return split.split(rows, "Features")
 
 

@@ -17,7 +17,7 @@ os.environ.setdefault("COLPALI_SCORES_BACKEND", "torch")  # the only one on a CP
 import torch
 
 from measurement import cpu_times, floor, peak_megabytes, ratio, tokens
-from pico_hf.core.semantic import column_weights
+from pico_hf.core.score_form import column_weights
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
 from scorers import Scorer, loop, peers

@@ -63,7 +63,7 @@ def trained_on_captions(seed: int, size: int, folder: Path) -> PicoTrainer:
         use_cpu=True,
         **RECIPE,
     )
-    model = PicoModel.from_encoder(encoder, num_prototypes=8, column_dropout=0.3)
+    model = PicoModel.from_encoder(encoder, num_prototypes=8, column_dropout=0.3, pooled_share=0.0)
     trainer = PicoTrainer(
         model, arguments, train_dataset=train, eval_dataset=dev, processing_class=processor
     )
@@ -115,7 +115,10 @@ def measured(
     trainer = trained_on_captions(seed, size, folder)
     encoder = trainer.split_encoder
     fresh = PicoModel.from_encoder(
-        load_lite_clip(256, image_size=size)[0], column_dropout=0.3, loss="infonce"
+        load_lite_clip(256, image_size=size)[0],
+        column_dropout=0.3,
+        loss="infonce",
+        pooled_share=0.0,
     )
     torch.nn.init.constant_(fresh.logit_scale, math.log(10))
     train_on_drawings(fresh, trainer.train_dataset)

@@ -28,7 +28,7 @@ def small_clip(layers: int) -> PicoModel:
     text = {**TOWER, "num_hidden_layers": layers, "vocab_size": 1000, "bos_token_id": 1,
             "eos_token_id": 2, "pad_token_id": 2, "max_position_embeddings": 77}  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=512)
-    return PicoModel.from_encoder(CLIPModel(config), loss="infonce").train()
+    return PicoModel.from_encoder(CLIPModel(config), loss="infonce", pooled_share=0.0).train()
 
 
 def step(batch: int, mini_batch: int | None, layers: int, checkpointing: bool = False):

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from measurement import ratio, tokens
 from pico_hf.core.losses import LOSSES
 from pico_hf.core.prototypes import StylePrototypes
-from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
+from pico_hf.core.score_form import column_weights
+from pico_hf.core.semantic import ColumnStatistics, column_statistics
 from pico_hf.core.similarity import similarity
-from pico_hf.core.style import propose_style
-from pico_hf.core.style_refinement import refine_style
+from pico_hf.core.style import StyleClusters
 from pico_hf.core.token_features import TokenFeatures
 
 WORDS, IMAGE_WIDTH, TEXT_WIDTH = 32, 1280, 384  # EfficientNet-Lite0 and MiniLM
@@ -44,6 +44,8 @@ class Heads(nn.Module):
 class Parts:
     """What an epoch and a refinement consist of, each as a call."""
 
+    style = StyleClusters()
+
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.heads = Heads(args.columns)
@@ -57,7 +59,7 @@ class Parts:
         self.pairs = self.encode()
         batches = [self.statistics() for _ in range(args.probe // args.batch)]
         self.probe = _with_noise(ColumnStatistics.concatenate(batches))
-        refine_style(self.prototypes, self.probe)
+        self.refine()
 
     def step(self) -> None:
         self.optimizer.zero_grad()
@@ -74,10 +76,17 @@ class Parts:
 
     def first_clustering(self) -> object:
         fresh = StylePrototypes(self.args.columns, self.args.prototypes, self.args.probe)
-        return propose_style(fresh, self.probe)
+        return self.style.propose(fresh, self.probe)
 
     def clustering(self) -> object:
-        return propose_style(self.prototypes, self.probe)
+        return self.style.propose(self.prototypes, self.probe)
+
+    def refine(self) -> None:
+        """Commits the first prototypes, from which later ones start."""
+        memory, (proposal,) = self.style.memory(self.prototypes), self.first_clustering()
+        memory = memory.fused(proposal, 1.0, 0.0)
+        form = self.style.form(self.prototypes, self.probe, proposal)
+        self.prototypes.commit(form, **self.style.stored(memory))
 
 
 def _with_noise(statistics: ColumnStatistics) -> ColumnStatistics:

@@ -132,7 +132,7 @@ def real(
     from lite_clip import load_lite_clip
 
     encoder, processor = load_lite_clip(COLUMNS)
-    model = PicoModel.from_encoder(encoder)
+    model = PicoModel.from_encoder(encoder, pooled_share=0.0)
     settings = PicoTrainingArguments(
         str(folder / "run"),
         use_cpu=True,

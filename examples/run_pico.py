@@ -5,10 +5,12 @@
     python examples/run_pico.py --model_name_or_path openai/clip-vit-base-patch32 \
         --dataset_name org/pairs --do_train --do_eval --output_dir outputs/mine
 
-Without arguments it trains on emoji drawings in five styles and compares the base (uniform column
-weights) with PICO on unseen concepts, drawn in seen and in unseen styles. Canonical columns are
-estimated when training is over, so that base and PICO are one network. Any other estimator weighs
-columns during training; the base is then trained beside it from the same start.
+Without arguments it trains on emoji drawings in five styles and compares three scores on unseen
+concepts, drawn in seen and in unseen styles: the encoder's own (the cosine of its pooled features),
+the base (uniform column weights) and PICO. Canonical columns and the share of pooled vectors are
+found when training is over. If no style prototypes were taken on the way, base and PICO are one
+network; else the base is trained beside it from the same start. A pretrained encoder is also scored
+before training.
 """
 
 from __future__ import annotations
@@ -23,15 +25,11 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from pico_hf import ImageTextDataset, PicoModel, PicoTrainingArguments, load_image_text
+from pico_hf import ImageTextDataset, PicoModel, PicoTrainingArguments, load_image_text, recipe
 from pico_hf.cards.model_card import comparison_table
 from pico_hf.cli.commands.train import run_job
-from pico_hf.training.job_options import (
-    DataArguments,
-    ModelArguments,
-    load_job_model,
-    load_job_splits,
-)
+from pico_hf.training.job_options import DataArguments, ModelArguments
+from pico_hf.training.job_sources import load_job_model, load_job_splits
 
 HERE = Path(__file__).resolve().parent
 EMBEDDED_DATA = HERE / "data" / "emoji-styles"
@@ -48,15 +46,10 @@ class EmbeddedModelArguments(ModelArguments):
     image_size: int = field(default=224, metadata={"help": "Pixels of the embedded pair's images."})
 
 
-EMBEDDED_MODEL = {"num_prototypes": 8, "column_dropout": 0.3}  # of the embedded pair of encoders
+HEADS = recipe("new_heads")  # of the embedded pair of encoders
 EMBEDDED_JOB = {"do_train": True, "do_eval": True}
 EMBEDDED = {
     "output_dir": "outputs/emoji-styles",
-    "freeze_encoder": True,
-    "num_train_epochs": 12,
-    "learning_rate": 2e-3,
-    "per_device_train_batch_size": 128,
-    "lr_scheduler_type": "cosine",
     "logging_steps": 10,
     "report_to": "none",
 }
@@ -97,9 +90,9 @@ def parse_arguments(
         if not {"do_train", "do_eval"} & given:
             embedded |= EMBEDDED_JOB
         if not {"model_name_or_path", "vision_model", "text_model"} & given:
-            embedded |= EMBEDDED_MODEL
-        if "use_lora" in given:
-            embedded.pop("freeze_encoder")  # an adapter changes what frozen towers would give
+            embedded |= HEADS.model | HEADS.training
+        if "use_lora" in given:  # an adapter changes what frozen towers would give
+            embedded.pop("freeze_encoder", None)
         missing = {key: value for key, value in embedded.items() if key not in given}
         argv = [*(f"--{key}={value}" for key, value in missing.items()), *argv]
     return parser.parse_args_into_dataclasses(argv)
@@ -112,7 +105,8 @@ def load_model(args: EmbeddedModelArguments) -> tuple[PicoModel, Any]:
         from lite_clip import load_lite_clip
 
         encoder, processor = load_lite_clip(args.projection_dim, image_size=args.image_size)
-        return PicoModel.from_encoder(encoder, **knobs), processor
+        # Its projections are newly drawn, so there is no pooled feature to trust yet.
+        return PicoModel.from_encoder(encoder, **{"pooled_share": 0.0, **knobs}), processor
 
     return load_job_model(args, embedded)
 

@@ -36,10 +36,11 @@ from tiny_trainer import TINY_RUN
 
 TESTS = Path(__file__).resolve().parent
 DRAWINGS = TESTS.parent / "examples" / "data" / "emoji-styles"
-RUNS = {  # style prototypes in the middle of epochs, canonical columns at the end
-    "paper": {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1},
-    "canonical": {"save_strategy": "epoch", "save_total_limit": 2},
+RUNS = {  # style prototypes in the middle of epochs alone; and with all else at the end
+    "style": {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1},
+    "all": {"save_strategy": "epoch", "save_total_limit": 2},
 }
+ESTIMATORS = {"style": ["style"], "all": ["style", "canonical", "pooled"]}
 # Phase → what is being done in it: an attribute of an object that is wrapped in the child.
 PHASES: dict[str, tuple[Any, str]] = {
     "resuming": (resumable, "chosen_checkpoint"),
@@ -91,7 +92,7 @@ class Report:
         return "\n".join([*rows, f"| all, in {self.runs} runs | {self.kills} | {exact} |"])
 
 
-def build(folder: Path, estimator: str) -> PicoTrainer:
+def build(folder: Path, kind: str) -> PicoTrainer:
     """The trainer of a run; equal calls train alike."""
     columns = {"image_id_column": "concept", "gallery_column": "style"}
     train, dev = (
@@ -100,14 +101,14 @@ def build(folder: Path, estimator: str) -> PicoTrainer:
     )
     torch.manual_seed(0)
     model = PicoModel.from_encoder(
-        tiny_encoder(), num_prototypes=3, probe_size=16, estimator=estimator
+        tiny_encoder(), num_prototypes=3, probe_size=16, estimators=ESTIMATORS[kind]
     )
-    args = {"num_train_epochs": 3, **TINY_RUN, **RUNS[estimator]}
+    args = {"num_train_epochs": 3, **TINY_RUN, **RUNS[kind]}
     args = PicoTrainingArguments(output_dir=str(folder), **args)
     return PicoTrainer(model, args, train, dev, processing_class=tiny_processor())
 
 
-def child(folder: Path, estimator: str, told: Connection) -> None:
+def child(folder: Path, kind: str, told: Connection) -> None:
     """Trains, or goes on where a run was killed, and says in which phase it is."""
     quiet = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(quiet, 1)
@@ -130,7 +131,7 @@ def child(folder: Path, estimator: str, told: Connection) -> None:
     for phase, (owner, name) in PHASES.items():
         setattr(owner, name, watched(phase, getattr(owner, name)))
     told.send("loading")
-    trainer = build(folder, estimator)
+    trainer = build(folder, kind)
     told.send("between")
     there = [path for path in checkpoints.checkpoints(folder) if checkpoints.damage(path)]
     if there:
@@ -145,11 +146,11 @@ def child(folder: Path, estimator: str, told: Connection) -> None:
     (folder / "done.json").write_text(json.dumps(trainer.state.best_metric))
 
 
-def start(folder: Path, estimator: str) -> tuple[Any, Connection]:
+def start(folder: Path, kind: str) -> tuple[Any, Connection]:
     """A run in a process that needs not import anything first."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")
-    process = context.Process(target=child, args=(folder, estimator, theirs))
+    process = context.Process(target=child, args=(folder, kind, theirs))
     process.start()
     theirs.close()
     return process, ours
@@ -210,12 +211,12 @@ def differences(folder: Path, undisturbed: Path) -> list[str]:
 
 
 def disturb(
-    folder: Path, estimator: str, chance: random.Random, spent: dict[str, list[float]], limit: int
+    folder: Path, kind: str, chance: random.Random, spent: dict[str, list[float]], limit: int
 ) -> tuple[list[str], str | None]:
     """Kills a run up to `limit` times and lets it end: phases that were hit, and what failed."""
     hit: list[str] = []
     while True:
-        process, told = start(folder, estimator)
+        process, told = start(folder, kind)
         if len(hit) < limit:
             phase = chance.choice(sorted(spent) + (["resuming", "tidying"] if hit else []))
             times = spent.get(phase, [0.005])
@@ -246,19 +247,19 @@ def chaos(kills: int, minutes: float, seed: int, root: Path, per_run: int = 4) -
     chance, report = random.Random(seed), Report()
     end = time.monotonic() + 60 * minutes
     spent = {}
-    for estimator in RUNS:
-        spent[estimator] = phases_of(*start(root / f"undisturbed-{estimator}", estimator))
+    for kind in RUNS:
+        spent[kind] = phases_of(*start(root / f"undisturbed-{kind}", kind))
     while report.kills < kills and time.monotonic() < end:
-        estimator = sorted(RUNS)[report.runs % len(RUNS)]
+        kind = sorted(RUNS)[report.runs % len(RUNS)]
         folder, limit = root / f"run-{report.runs}", min(per_run, kills - report.kills)
-        hit, failed = disturb(folder, estimator, chance, spent[estimator], limit)
-        wrong = [failed] if failed else differences(folder, root / f"undisturbed-{estimator}")
+        hit, failed = disturb(folder, kind, chance, spent[kind], limit)
+        wrong = [failed] if failed else differences(folder, root / f"undisturbed-{kind}")
         for phase in hit:
             report.phases[phase].kills += 1
             report.phases[phase].exact += not wrong
-        report.wrong += [f"{estimator} {folder.name}, killed while {hit}: {w}" for w in wrong[:3]]
+        report.wrong += [f"{kind} {folder.name}, killed while {hit}: {w}" for w in wrong[:3]]
         report.runs += 1
-        print(f"{folder.name} {estimator}: killed while {', '.join(hit) or '-'}", flush=True)
+        print(f"{folder.name} {kind}: killed while {', '.join(hit) or '-'}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
     return report
 

@@ -48,6 +48,6 @@ def parse(arguments: Sequence[str]) -> None:
     name, command, rest = group.resolve_command(context, words)
     parsed = command.make_context(name, rest, parent=context)
     if name == "train":
-        from pico_hf.cli.commands.train import job_arguments
+        from pico_hf.cli.job_arguments import job_arguments
 
         job_arguments([*parsed.params["pairs"], *parsed.args], {"output_dir": "out"})

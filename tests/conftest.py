@@ -38,7 +38,7 @@ def make_trainer(tmp_path: Path):
         folder: str = "run",
         images: int = 32,
         dev: int | ImageTextDataset | None = 12,
-        estimator: str = "paper",
+        estimators: tuple[str, ...] = ("style",),
         model=None,
         callbacks=None,
         **knobs,
@@ -51,7 +51,7 @@ def make_trainer(tmp_path: Path):
             tiny_encoder(encoder),
             num_prototypes=3,
             probe_size=16,
-            estimator=estimator,
+            estimators=estimators,
             pooled_share=0.0,
         )
         return PicoTrainer(

@@ -16,6 +16,7 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CLIP = "openai/clip-vit-base-patch32"
+TOWERS = {"vision": "google/vit-base-patch16-224", "text": "google-bert/bert-base-uncased"}
 # As many training rows as a batch of the default size, and enough for the default dev split.
 FILES = {"train.parquet": 128, "dev.parquet": 12, "test.parquet": 12, "icons.parquet": 8}
 IMAGES = ("cat.jpg", "street.jpg", "photo.jpg")
@@ -42,6 +43,11 @@ def run_pages(names: list[str], folder: Path) -> dict[str, str]:
 
     for part in (tiny_encoder(), tiny_processor()):
         part.push_to_hub(CLIP)
+    apart, processor = tiny_encoder("vit+bert"), tiny_processor()
+    for part in (apart.vision_model, processor.image_processor):
+        part.push_to_hub(TOWERS["vision"])
+    for part in (apart.text_model, processor.tokenizer):
+        part.push_to_hub(TOWERS["text"])
     failures = {}
     for name in names:
         os.chdir(_prepared(folder / Path(name).stem))

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import datasets
 import torch
 import torch.distributed as dist
 
-from tiny import tiny_encoder, tiny_rows
+from pico_hf import PicoModel
+from pico_hf.training.feedback import Feedback
+from tiny import tiny_encoder, tiny_processor, tiny_rows
+from tiny_encoders import BUILDERS
 from tiny_trainer import BARE, tiny_model, tiny_trainer
 
 BATCH = 12  # pairs per step, of all processes together
@@ -30,10 +34,20 @@ def ragged_rows(images: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=tiny_rows(1).features)
 
 
-def run(folder: Path, processes: int, model: Any = None, options: Any = None, **knobs: Any):
+def run(
+    folder: Path,
+    processes: int,
+    model: Any = None,
+    options: Any = None,
+    *,
+    resume: bool | str = False,
+    guarded: bool = True,
+    **knobs: Any,
+):
     """Trains 20 steps, by plain gradient descent unless something else is wanted.
 
-    AdamW turns the rounding of gradients that are zero into steps of full length.
+    AdamW turns the rounding of gradients that are zero into steps of full length. Unguarded, what
+    feedback is asked about is taken, whether or not so short a run gains by it.
     """
     trainer = tiny_trainer(
         folder,
@@ -51,8 +65,9 @@ def run(folder: Path, processes: int, model: Any = None, options: Any = None, **
             **knobs,
         },
     )
+    trainer.feedback_class = partial(Feedback, guarded=guarded)
     before = flat(trainer.pico_model)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == knobs.get("max_steps", STEPS)
     return trainer, before
 
@@ -72,7 +87,8 @@ def result(trainer: Any, before: torch.Tensor) -> dict[str, torch.Tensor]:
         if re.fullmatch(r"eval_(i2t|t2i|rsum).*", name)
     ]
     state = {name: buffer.clone() for name, buffer in trainer.pico_model.named_buffers()}
-    weights = flat(trainer.pico_model)
+    with trainer.whole_model():
+        weights = flat(trainer.pico_model)
     return {
         "weights": weights,
         "moved": (weights - before).abs().max(),
@@ -138,22 +154,22 @@ def of_identities(folder: Path, processes: int) -> dict[str, torch.Tensor]:
 
 def refined(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Style prototypes while training, chosen by their effect on the dev split."""
-    model = tiny_model(loss="infonce", estimator="paper")
+    model = tiny_model(loss="infonce", estimators=["style"])
     knobs = {"prototype_warmup_epochs": 1.0, "per_device_eval_batch_size": 4}
-    return result(*run(folder, processes, model=model, **knobs))
+    return result(*run(folder, processes, model=model, guarded=False, **knobs))
 
 
 def aligned(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Canonical columns after training."""
-    return result(*run(folder, processes, per_device_eval_batch_size=5))
+    return result(*run(folder, processes, guarded=False, per_device_eval_batch_size=5))
 
 
 def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     """Towers whose running statistics depend on the batches that a process sees."""
-    from pico_hf import PicoModel
-
     torch.manual_seed(0)
-    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder("align"), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     # Nothing is read back from a checkpoint, which would make processes equal.
     own = folder / os.environ.get("RANK", "0")
     knobs = {"max_steps": 4, "load_best_model_at_end": False}
@@ -163,7 +179,78 @@ def batch_norm(folder: Path, processes: int) -> dict[str, torch.Tensor]:
     return found | {"wrote": torch.tensor(bool(wrote))}
 
 
+def sharded(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Parameters in parts, prototypes refined on the way, the best checkpoint as the end."""
+    if processes > 1:
+        shard_on_a_cpu()
+    model = tiny_model(loss="infonce", estimators=["style"])
+    knobs = {"per_device_eval_batch_size": 5, "fsdp": processes > 1}
+    # At a higher rate the rounding of a step grows tenfold in a few more.
+    knobs |= {"learning_rate": 0.003, "tower_learning_rate": 0.003}
+    return result(*run(folder, processes, model=model, **knobs))
+
+
+def sharded_and_resumed(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+    """Parameters in parts, see `resumed`; the last checkpoint is loaded as a model."""
+    shard_on_a_cpu()
+    ends = resumed(folder, processes, fsdp=True)
+    saved = PicoModel.from_pretrained(folder / "unbroken" / "run" / "checkpoint-8")
+    return ends | {"saved": flat(saved)}
+
+
+def resumed(folder: Path, processes: int, **more: Any) -> dict[str, torch.Tensor]:
+    """A run with AdamW, and the end of a like one that goes on from the middle of an epoch.
+
+    The last batch of that epoch is ragged.
+    """
+
+    def end(folder: Path, resume: str | bool):
+        rates = {"learning_rate": 1e-3, "tower_learning_rate": 1e-3, "optim": "adamw_torch"}
+        given = {**BARE, "save_strategy": "steps", "save_steps": 4, **rates}
+        return result(*run(folder, processes, max_steps=8, resume=resume, **given, **more))
+
+    unbroken = end(folder / "unbroken", resume=False)
+    half = end(folder / "resumed", resume=str(folder / "unbroken" / "run" / "checkpoint-4"))
+    return unbroken | {"resumed": half["weights"]}
+
+
+def of_encoder(name: str) -> Callable[..., dict[str, torch.Tensor]]:
+    """Any architecture, its style prototypes on the way and its columns at the end."""
+
+    def train(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        knobs = {"num_prototypes": 3, "probe_size": 8, "pooled_share": 0.0, "loss": "infonce"}
+        model = PicoModel.from_encoder(tiny_encoder(name), **knobs)
+        # Nothing is read back from a checkpoint, which would make processes equal.
+        own = folder / os.environ.get("RANK", "0")
+        short = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+        short |= {"load_best_model_at_end": False, "prototype_warmup_epochs": 0.0}
+        options = {"processing_class": tiny_processor(name)}
+        return result(*run(own, processes, model, options, guarded=False, **short))
+
+    return train
+
+
+def shard_on_a_cpu() -> None:
+    """Makes accelerate spread parameters over processes on a CPU, where it would ignore `fsdp`."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    stock = AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin") or self.__dict__.get("fsdp_plugin")
+        if plugin is not None:
+            self.__dict__.update(fsdp_plugin=plugin, distributed_type=DistributedType.FSDP)
+
+    AcceleratorState.__init__ = init
+
+
 RUNS = {
+    "resumed": resumed,
+    "sharded": sharded,
+    "sharded_and_resumed": sharded_and_resumed,
     "hinge": of_loss("hinge"),
     "infonce": of_loss("infonce"),
     "sigmoid": of_loss("sigmoid"),
@@ -175,7 +262,7 @@ RUNS = {
     "refined": refined,
     "aligned": aligned,
     "batch_norm": batch_norm,
-}
+} | {f"encoder:{name}": of_encoder(name) for name in BUILDERS}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -229,8 +229,15 @@ def test_a_temperature_becomes_a_scale():
     model.encoder.temperature.data.fill_(0.05)
     own = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=1.0)
     assert float(own.logit_scale.detach().exp()) == pytest.approx(20.0)
-    tokens = PicoModel.from_encoder(model.encoder, probe_size=3)
+    tokens = PicoModel.from_encoder(model.encoder, probe_size=3, pooled_share=0.0)
     assert float(tokens.logit_scale.detach().exp()) == pytest.approx(20.0 / 2.0)  # two cosines
+
+
+def test_scores_of_an_encoder_without_a_scale_start_at_ten_times():
+    unscaled = PicoModel.from_encoder(tiny_encoder("blip-2-itm"), num_prototypes=3)
+    built = PicoModel(unscaled.config)
+    for model in (unscaled, built):
+        assert float(model.logit_scale.detach().exp()) == pytest.approx(10.0)
 
 
 def test_batch_statistics_of_projections_never_move():

@@ -124,7 +124,9 @@ def test_a_part_has_a_pair(tmp_path, size):
 def test_statistics_of_a_whole_batch_are_refused(tmp_path):
     from pico_hf import PicoModel
 
-    model = PicoModel.from_encoder(tiny_encoder("align"), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder("align"), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     with pytest.raises(ValueError, match="`mini_batch_size` does not go with a BatchNorm that is"):
         tiny_trainer(tmp_path, {"model": model}, mini_batch_size=4)
     tiny_trainer(tmp_path, {"model": model}, mini_batch_size=4, freeze_encoder=True)

@@ -55,7 +55,7 @@ def test_no_tokens_are_refused():
 
 @pytest.fixture
 def model():
-    return PicoModel.from_encoder(tiny_encoder("clip"))
+    return PicoModel.from_encoder(tiny_encoder("clip"), pooled_share=0.0)
 
 
 @pytest.fixture

@@ -5,14 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pico_hf.core.canonical import (
-    CANDIDATES,
-    Candidate,
-    PairMoments,
-    bilinear_form,
-    canonical_columns,
-)
+from pico_hf.core.canonical import CANDIDATES, Candidate, bilinear_form
 from pico_hf.core.moments import TokenMoments
+from pico_hf.core.pair_moments import PairMoments
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.core.similarity import similarity
 from pico_hf.core.token_features import TokenFeatures
 
@@ -73,7 +69,7 @@ def planted(pairs: int = 400) -> PairMoments:
 
 @pytest.mark.parametrize("scatter", ["items", "tokens"])
 def test_a_planted_style_gets_the_lowest_probability_however_loud_it_is(scatter):
-    columns = canonical_columns(bilinear_form(planted(), Candidate(scatter, 0.1, 1.0)))
+    columns = ScoreForm.of(bilinear_form(planted(), Candidate(scatter, 0.1, 1.0)))
     assert columns.image_basis[:, 0].abs().argmax() == 0
     assert columns.text_basis[:, 0].abs().argmax() == 0
     assert columns.semantic_probability[0] == 1
@@ -83,7 +79,7 @@ def test_a_planted_style_gets_the_lowest_probability_however_loud_it_is(scatter)
 @pytest.mark.parametrize("candidate", CANDIDATES[:3])
 def test_the_weighted_interaction_in_canonical_columns_is_the_bilinear_form(candidate):
     form = bilinear_form(random_moments(), candidate)
-    columns = canonical_columns(form)
+    columns = ScoreForm.of(form)
     images, texts = random_tokens(2), random_tokens(3)
     rotated = [
         TokenFeatures(side.features @ basis.float(), side.mask)

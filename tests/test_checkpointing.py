@@ -53,7 +53,9 @@ def test_checkpointing_gives_the_gradients_of_no_checkpointing(make, checkpoint)
 @pytest.mark.parametrize("encoder", ["siglip", "vit+bert", "swin+bert", "blip"])
 def test_reentrant_checkpointing_trains_other_towers_too(encoder):
     def build():
-        model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=8)
+        model = PicoModel.from_encoder(
+            tiny_encoder(encoder), num_prototypes=3, probe_size=8, pooled_share=0.0
+        )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("embeddings" not in name)
         return model
@@ -68,7 +70,9 @@ def test_checkpointing_before_an_adapter_is_put_on_trains_the_adapter(encoder):
     peft = pytest.importorskip("peft")
     from pico_hf import pico_lora_config
 
-    model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=8)
+    model = PicoModel.from_encoder(
+        tiny_encoder(encoder), num_prototypes=3, probe_size=8, pooled_share=0.0
+    )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=REENTRANT)
     wrapped = peft.get_peft_model(model, pico_lora_config(model, r=2)).train()
     wrapped(**tiny_inputs(encoder=encoder)).loss.backward()

@@ -261,7 +261,7 @@ def test_a_run_stopped_by_sigterm_goes_on_exactly(tmp_path, step, strategy, monk
         raise Stopped
 
     def trainer(folder: str, *callbacks: TrainerCallback):
-        options = {"model": tiny_model(estimator="paper"), "callbacks": list(callbacks)}
+        options = {"model": tiny_model(estimators=["style"]), "callbacks": list(callbacks)}
         knobs = {"num_train_epochs": 3, "enable_jit_checkpoint": True, "save_total_limit": None}
         return tiny_trainer(tmp_path / folder, options, save_strategy=strategy, **knobs)
 

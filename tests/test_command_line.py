@@ -17,7 +17,7 @@ from command_line import done, read, refused, run
 from pico_hf import PicoIndex, PicoModel, PicoRetriever
 from pico_hf.cli.answers import Answer, Table, show
 from pico_hf.cli.commands import evaluate, search
-from pico_hf.training.job_options import hold_out
+from pico_hf.training.job_sources import hold_out
 from tiny import tiny_encoder, tiny_processor, tiny_refined, tiny_rows
 
 COMMANDS = (
@@ -82,7 +82,7 @@ def test_the_command_registers_the_model_that_its_help_leaves_out(shop):
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     assert (facts["kind"], facts["encoder"], facts["columns"]) == ("model", "clip", 16)
-    assert facts["aligned"]
+    assert facts["rotated"]
     assert facts["column_weights"]["std"] > 0
 
 
@@ -327,6 +327,19 @@ def test_bad_pairs_are_one_line(shop, tmp_path):
     assert "Did you mean `captions`?" in said
 
 
+def test_bulk_embedding_makes_the_index_that_one_process_makes(shop, tmp_path):
+    whole, bulk = tmp_path / "whole.index", tmp_path / "bulk.index"
+    done("index", shop / "photos", whole, "--model", shop / "model")
+    found = read("embed", shop / "photos", bulk, "--model", shop / "model")
+    assert found["added"] == read("info", whole)["images"] == read("info", bulk)["images"]
+    (one,), (other,) = (read("search", i, "a red square")["results"] for i in (whole, bulk))
+    assert [hit["id"] for hit in one["hits"]] == [hit["id"] for hit in other["hits"]]
+    scores = [hit["score"] for hit in other["hits"]]
+    assert [hit["score"] for hit in one["hits"]] == pytest.approx(scores, abs=1e-5)
+    assert read("embed", shop / "photos", bulk, "--model", shop / "model")["added"] == 0
+    assert "holds no image" in refused("embed", tmp_path, bulk, "--model", shop / "model")
+
+
 def test_an_alignment_needs_no_training(shop, tmp_path):
     tiny_rows(80).to_parquet(tmp_path / "many.parquet")
     output = tmp_path / "aligned"
@@ -339,7 +352,7 @@ def test_an_alignment_needs_no_training(shop, tmp_path):
     for name, value in tiny_encoder().state_dict().items():
         assert torch.equal(value, model.encoder.state_dict()[name]), name
     assert "must be a new or an empty folder" in refused(*words)
-    assert read("info", output)["rounds"] == int(model.prototypes.iteration)
+    assert read("info", output)["proposals"] == int(model.prototypes.iteration)
 
 
 def test_few_pairs_align_without_feedback_and_a_failure_leaves_nothing(shop, tmp_path):
@@ -365,25 +378,30 @@ def trained(shop, tmp_path_factory):
 
 def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
     output, found = trained
-    assert list(found["results"]["dev"]) == ["base", "PICO"]
+    assert list(found["results"]["dev"]) == [
+        "encoder, before training",
+        "encoder",
+        "base",
+        "PICO",
+    ]
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {
         path.name for path in output.iterdir()
     }
     facts = read("info", output)
-    assert facts["rounds"] >= 1
+    assert facts["proposals"] >= 1
     state = json.loads((output / "trainer_state.json").read_text())
     assert state["global_step"] == 9  # 144 of 160 images, 16 at a time
 
 
 def test_options_may_stand_in_a_file_and_the_command_line_comes_first(tmp_path):
-    from pico_hf.cli.commands.train import job_arguments
+    from pico_hf.cli.job_arguments import job_arguments
 
-    options = {"output_dir": "there", "train_file": ["a.parquet"], "seed": 7, "weight_decay": 0.5}
+    options = {"output_dir": "there", "train_file": ["a.parquet"], "seed": 7, "warmup_steps": 9}
     (tmp_path / "job.yaml").write_text(json.dumps(options))
     words = [str(tmp_path / "job.yaml"), "--seed", "5", "--no_compare_base"]
     _, data, args = job_arguments(words, {"output_dir": str(tmp_path / "out")})
     assert (data.train_file, data.compare_base) == (["a.parquet"], False)
-    assert (args.output_dir, args.seed, args.weight_decay) == (str(tmp_path / "out"), 5, 0.5)
+    assert (args.output_dir, args.seed, args.warmup_steps) == (str(tmp_path / "out"), 5, 9)
 
 
 def test_what_training_cannot_use_is_said_before_anything_is_written(shop, trained, tmp_path):
@@ -415,6 +433,7 @@ def test_a_push_takes_the_model_and_leaves_the_run(trained, tmp_path):
     output, _ = trained
     (output / "training_args.bin").write_bytes(b"with a token")
     hub = Hub()
+    hub.tokens["writer"][1].add("me")
     script = (
         "import json, sys; import pico_hf_command\n"
         "try:\n    pico_hf_command.main(['push', sys.argv[1], 'me/shop', '--private'])\n"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pico_hf.core.compression import dequantise, merge_tokens, quantise
+from pico_hf.core.compression import merge_tokens
+from pico_hf.core.quantisation import dequantise, quantise
 from pico_hf.core.token_features import TokenFeatures
 
 

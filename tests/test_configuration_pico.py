@@ -28,8 +28,8 @@ def test_a_misspelt_key_is_refused_with_the_name_that_was_meant():
         ({"loss": "triplet"}, "`loss` must be one of hinge, infonce, sigmoid, got 'triplet'"),
         ({"column_dropout": 1.0}, r"`column_dropout` must be in \[0, 1\), got 1.0"),
         (
-            {"estimator": "oracle"},
-            "`estimator` must be one of canonical, paper, got 'oracle'",
+            {"estimators": ["oracle"]},
+            "`estimators` must be one of canonical, pooled, style, got 'oracle'",
         ),
         ({"encoder_config": {"model_type": "martian"}}, "model_type 'martian'"),
     ],

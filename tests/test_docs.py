@@ -18,7 +18,11 @@ from pages import PAGES, ROOT, blocks
 
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # Pages whose code needs an extra that may be missing.
-NEEDS = {"docs/mteb.md": "mteb", "docs/sentence_transformers.md": "sentence_transformers"}
+NEEDS = {
+    "docs/mteb.md": "mteb",
+    "docs/qdrant.md": "qdrant_edge",
+    "docs/sentence_transformers.md": "sentence_transformers",
+}
 WITH_PYTHON = [name for name in NAMES if blocks(ROOT / name, "python")]
 RUNNABLE = [name for name in WITH_PYTHON if name not in NEEDS or find_spec(NEEDS[name])]
 COMMANDS = [
@@ -35,7 +39,7 @@ PACKAGE = ROOT / "src" / "pico_hf"
 def failures(tmp_path_factory) -> dict[str, str]:
     """Page → why its Python could not be run; one process for all pages, since it takes seconds."""
     hub, folder = Hub(), tmp_path_factory.mktemp("pages")
-    hub.tokens["writer"][1].update({"me", "openai"})
+    hub.tokens["writer"][1].update({"me", "openai", "google", "google-bert"})
     script = (
         "import json, sys; from pathlib import Path; from pages import run_pages; "
         "print(json.dumps(run_pages(sys.argv[1:], Path.cwd())))"

@@ -33,7 +33,9 @@ def picture() -> Image.Image:
 
 
 def weighted(name: str = "clip") -> PicoModel:
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    ).eval()
     columns = model.column_weights.numel()
     model.prototypes.semantic_probability.copy_(torch.linspace(0.2, 1.0, columns))
     return model
@@ -226,7 +228,7 @@ def test_a_figure_shows_words_patches_and_columns_with_and_without_weights(expla
 
 
 def test_equal_weights_are_drawn_once():
-    model = PicoModel.from_encoder(tiny_encoder(), probe_size=3)
+    model = PicoModel.from_encoder(tiny_encoder(), probe_size=3, pooled_share=0.0)
     figure = explain(model, tiny_processor(), picture(), CAPTION).figure()
     assert len(titles(figure)) == 1
     assert titles(figure)[0].startswith("all column weights equal: S = ")

@@ -19,7 +19,9 @@ from tiny import tiny_encoder, tiny_processor, tiny_rows
 
 
 def encoder(seed: int = 0) -> SplitEncoder:
-    model = PicoModel.from_encoder(tiny_encoder("clip", seed), num_prototypes=2, probe_size=4)
+    model = PicoModel.from_encoder(
+        tiny_encoder("clip", seed), num_prototypes=2, probe_size=4, pooled_share=0.0
+    )
     return SplitEncoder(model, PicoCollator(tiny_processor()), 4, disable_tqdm=True)
 
 

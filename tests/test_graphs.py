@@ -11,6 +11,7 @@ import torch
 from command_line import done, refused
 from pico_hf import PicoModel
 from pico_hf import export as exporting
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.core.similarity import pooled_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.graphs import onnx_files
@@ -33,17 +34,10 @@ SHARES = (0.0, 1 / 3, 1.0)
 def made(name: str) -> PicoModel:
     """A model with rotated columns of unlike weights; pooled vectors are a third of its score."""
     encoder = one_layer(tiny_encoder(name)) if name in FAST else tiny_encoder(name)
-    model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(encoder, num_prototypes=3, probe_size=3, pooled_share=0.0).eval()
     columns = model.column_weights.numel()
     bases = [torch.linalg.qr(torch.randn(columns, columns))[0] for _ in range(2)]
-    model.prototypes.commit(
-        iteration=1,
-        log_total_gain=0.0,
-        semantic_probability=torch.linspace(0.0, 1.0, columns),
-        image_basis=bases[0],
-        text_basis=bases[1],
-    )
-    model.prototypes.share_score(1 / 3)
+    model.prototypes.commit(ScoreForm(torch.linspace(0.0, 1.0, columns), 1 / 3, *bases))
     model.pair_logits.logit_scale.data.fill_(2.0)
     return model
 
@@ -252,7 +246,9 @@ def test_a_graph_that_differs_from_the_model_is_not_written(output, change, tmp_
 
 
 def test_models_without_a_graph_are_refused(tmp_path):
-    model = PicoModel.from_encoder(tiny_encoder("siglip2"), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(
+        tiny_encoder("siglip2"), num_prototypes=3, probe_size=3, pooled_share=0.0
+    )
     with pytest.raises(ValueError, match="resizes its position embeddings for every image"):
         export_programs(model)
     needs_onnx()

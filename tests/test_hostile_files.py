@@ -56,13 +56,15 @@ def test_prototypes_of_another_shape_inside_a_model_are_refused(folder, shape):
 
 
 def test_canonical_columns_are_not_read_as_the_encoders_own(folder):
-    message = refusal(lambda: PicoModel.from_pretrained(folder, estimator="paper"), ValueError)
-    assert "`estimator` is 'paper', but the weights were saved with 'canonical'" in message
+    message = refusal(lambda: PicoModel.from_pretrained(folder, estimators=["style"]), ValueError)
+    assert (
+        "`estimators` are style, but the weights were saved with 'canonical' among them" in message
+    )
 
 
 def test_a_model_without_a_basis_starts_from_the_encoders_own_columns(tmp_path):
-    tiny_refined(estimator="paper").save_pretrained(tmp_path)
-    prototypes = PicoModel.from_pretrained(tmp_path, estimator="canonical").prototypes
+    tiny_refined(estimators=["style"]).save_pretrained(tmp_path)
+    prototypes = PicoModel.from_pretrained(tmp_path, estimators=["canonical", "pooled"]).prototypes
     for basis in (prototypes.image_basis, prototypes.text_basis):
         assert torch.equal(basis, torch.eye(16))
 
@@ -197,7 +199,7 @@ BAD_PROTOTYPES = {
     "huge": lambda f: edit_json(f / "prototypes.json", num_columns=10**15, probe_size=10**15),
     "a negative number": lambda f: edit_json(f / "prototypes.json", num_prototypes=-1),
     "a number as text": lambda f: edit_json(f / "prototypes.json", probe_size="3"),
-    "an unknown estimator": lambda f: edit_json(f / "prototypes.json", estimator="exec"),
+    "an unknown estimator": lambda f: edit_json(f / "prototypes.json", estimators=["exec"]),
     "no fingerprint": lambda f: edit_json(f / "prototypes.json", encoder_fingerprint="x"),
 }
 

@@ -274,7 +274,7 @@ args = PicoTrainingArguments(
     hub_model_id="org/trained", hub_strategy=sys.argv[1], freeze_encoder=True,
     load_best_model_at_end=False,  # the best one may be the first, whose weights are uniform
 )
-model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=16)
+model = PicoModel.from_encoder(tiny_encoder(), num_prototypes=3, probe_size=16, pooled_share=0.0)
 trainer = PicoTrainer(
     model, args, tiny_rows(32), tiny_rows(12), processing_class=tiny_processor()
 )
@@ -307,8 +307,8 @@ assert page.read_text() == "mine"
         alone = load(files["prototypes.safetensors"])
         assert (alone["vision"] == weights["prototypes.vision"]).all()
         assert b"| dev | PICO |" in files["README.md"]
-    assert b"pico_iteration" not in files["README.md"]
-    assert "plots/iterations.png" in hub.files("org/trained")
+    assert b"| style | 1 |" not in files["README.md"]
+    assert "plots/feedback.png" in hub.files("org/trained")
     checkpoints = [name for name in hub.files("org/trained") if name.startswith("last-checkpoint")]
     assert bool(checkpoints) == (strategy == "checkpoint")
 

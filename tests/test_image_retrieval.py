@@ -23,7 +23,6 @@ from pico_hf.training.image_retrieval import image_pair_scores
 from reference import weighted_cosines_loop
 from tiny import naflex_images, tiny_encoder, tiny_inputs, tiny_processor, tiny_refined
 
-ESTIMATORS = ["canonical", "paper"]
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
 
 
@@ -82,9 +81,9 @@ def test_scores_of_images_equal_the_loop_of_weighted_cosines(weights):
     assert torch.allclose(same_side_similarity(queries, targets, weights), loop, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_scores_of_images_are_symmetric(estimator):
-    model = tiny_refined(estimator=estimator)
+@pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
+def test_scores_of_images_are_symmetric(estimators):
+    model = tiny_refined(estimators=estimators)
     with torch.no_grad():
         images = model.encode_images(tiny_inputs(batch=6)["pixel_values"])
         scores = score_images(model, images, images)
@@ -93,9 +92,9 @@ def test_scores_of_images_are_symmetric(estimator):
     assert torch.allclose(apart, scores[:2, 2:], atol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_an_image_ranks_first_for_itself(estimator):
-    model = tiny_refined(estimator=estimator)
+@pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
+def test_an_image_ranks_first_for_itself(estimators):
+    model = tiny_refined(estimators=estimators)
     assert model.column_weights.std() > 0.01
     with torch.no_grad():
         images = model.encode_images(tiny_inputs(batch=6)["pixel_values"])
@@ -114,7 +113,7 @@ def test_an_image_ranks_first_for_itself_where_a_product_would_prefer_a_longer_o
 
 
 def test_scores_of_images_never_depend_on_the_basis_of_texts():
-    model = tiny_refined(estimator="canonical")
+    model = tiny_refined(estimators=["canonical", "pooled"])
     pixels = tiny_inputs(batch=5)["pixel_values"]
     with torch.no_grad():
         before = score_images(model, *[model.encode_images(pixels)] * 2)
@@ -129,7 +128,7 @@ def test_scores_of_images_never_depend_on_the_basis_of_texts():
 
 
 def test_equal_weights_are_the_cosines_of_the_encoder_columns_whatever_the_basis():
-    model = tiny_refined(estimator="canonical")
+    model = tiny_refined(estimators=["canonical", "pooled"])
     images = model.encode_images(tiny_inputs(batch=4)["pixel_values"])
     plain = model.prototypes.to_encoder_columns(images, "image")
     rotated = score_images(model, images, images, torch.ones_like(model.column_weights))
@@ -338,9 +337,9 @@ def test_a_batch_without_a_target_is_refused():
         ImagePairCollator("clip")
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_a_forward_of_image_pairs_has_the_scores_and_the_loss_of_images(estimator):
-    model = tiny_refined(estimator=estimator, loss="infonce")
+@pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
+def test_a_forward_of_image_pairs_has_the_scores_and_the_loss_of_images(estimators):
+    model = tiny_refined(estimators=estimators, loss="infonce")
     pixels = tiny_inputs(batch=6)["pixel_values"]
     ids = torch.tensor([0, 0, 1])
     output = model(pixels, image_pairs=True, image_ids=ids)
@@ -397,7 +396,7 @@ def test_the_stock_trainer_trains_on_image_pairs(tmp_path):
 
 
 def test_an_evaluation_ranks_what_one_batch_ranks():
-    model = tiny_refined(estimator="canonical")
+    model = tiny_refined(estimators=["canonical", "pooled"])
     rows = labelled_rows(["red", "green", "blue"] * 4)
     pairs = ImagePairDataset(rows)
     encoded = encode_image_pairs(encoder_of(model), pairs)
@@ -430,7 +429,7 @@ def test_pairs_are_ranked_from_query_to_target_with_either_collator():
 
 
 def test_other_weights_are_tried_on_the_same_features():
-    model = tiny_refined(estimator="canonical")
+    model = tiny_refined(estimators=["canonical", "pooled"])
     encoded = encode_image_pairs(
         encoder_of(model), ImagePairDataset(labelled_rows(["red", "blue"] * 5))
     )
@@ -441,7 +440,7 @@ def test_other_weights_are_tried_on_the_same_features():
 
 
 def test_blocks_of_images_are_scored_as_a_whole(monkeypatch):
-    model = tiny_refined(estimator="canonical")
+    model = tiny_refined(estimators=["canonical", "pooled"])
     encoded = encode_image_pairs(
         encoder_of(model), ImagePairDataset(labelled_rows(["red", "blue"] * 5))
     )

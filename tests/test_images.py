@@ -299,7 +299,7 @@ UNREADABLE = {
     "truncated": (noisy_png()[:-500], "truncated|broken|incomplete"),
     "cut in its header": (noisy_png()[:20], r"cannot|Truncated|format|PNG|struct"),
     "a bomb": (huge_png(60_000), "MAX_IMAGE_PIXELS"),
-    "half a bomb": (huge_png(10_000), "MAX_IMAGE_PIXELS"),
+    "above the budget": (huge_png(10_000), "10000 × 10000 pixels, the budget is 33554432"),
     "text": (b"no image", "its format is unknown"),
     "SVG": (SVG, "its format is unknown"),
     "PostScript": (EPS, "EPS"),

@@ -27,13 +27,13 @@ RESULTS = {
 
 def facts(**changes) -> ModelFacts:
     probability = torch.tensor([0.9, 0.3, 0.6])
-    entry = {"pico_iteration": 1, "pico_feedback": -1.5, "pico_fused_weight": 1.0}
+    entry = {"source": "style", "iteration": 1, "feedback": -1.5, "fused_weight": 1.0}
     values = {
         "name": "tiny",
         "results": RESULTS,
         "column_weights": probability / 0.6,
         "semantic_probability": probability,
-        "iterations": [entry | {"pico_weight_std": 0.25}],
+        "refinements": [entry | {"weight_std": 0.25, "pooled_share": 0.0}],
         "arguments": {"seed": 7},
         "command": "python examples/run_pico.py --seed 7",
     }
@@ -45,7 +45,7 @@ def test_the_model_card_shows_base_beside_pico_with_the_command_that_made_them(t
     assert "| seen | base | 40.0 |" in text
     assert "| seen | PICO | 50.0 |" in text
     assert "python examples/run_pico.py --seed 7" in text
-    assert "| 1 | -1.50 | 1.000 | 0.250 |" in text
+    assert "| style | 1 | -1.50 | 1.000 | 0.250 | 0.00 |" in text
     assert "smallest 0.500, largest 1.500" in text
 
 
@@ -79,14 +79,14 @@ def test_the_metadata_tell_splits_apart(tmp_path):
 
 def test_both_plots_are_images(tmp_path):
     write_model_card(tmp_path, facts())
-    for name in ("spectrum", "iterations"):
+    for name in ("spectrum", "feedback"):
         with Image.open(tmp_path / "plots" / f"{name}.png") as image:
             assert image.width > 400
 
 
-def test_a_base_model_has_no_iterations_to_show(tmp_path):
-    text = write_model_card(tmp_path, facts(iterations=[])).read_text()
-    assert "iterations.png" not in text
+def test_a_base_model_has_no_proposals_to_show(tmp_path):
+    text = write_model_card(tmp_path, facts(refinements=[])).read_text()
+    assert "feedback.png" not in text
 
 
 def test_the_usage_snippet_runs_as_written(tmp_path, monkeypatch, capsys):
@@ -322,18 +322,21 @@ def test_a_package_that_is_not_installed_has_no_link(tmp_path, monkeypatch):
     assert "with pico_hf:" in write_model_card(tmp_path, facts()).read_text()
 
 
-# ---- candidates and iterations ------------------------------------------------------------
+# ---- what each source brought ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("canonical", "entry"), [(True, "candidate"), (False, "iteration")])
-def test_candidates_of_canonical_columns_are_not_called_iterations(
-    tmp_path, monkeypatch, canonical, entry
-):
+def test_every_source_of_proposals_has_a_panel_and_its_rows(tmp_path, monkeypatch):
     drawn = []
     save = plots._save
     monkeypatch.setattr(plots, "_save", lambda f, path: drawn.append(f) or save(f, path))
-    text = write_model_card(tmp_path, facts(canonical=canonical)).read_text()
-    assert f"| {entry} | Δ dev rSum |" in text
-    assert f"![Final weight and gain of every {entry}](plots/iterations.png)" in text
-    axes, _ = drawn[-1].axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == (f"{entry} number", "final weight")
+    rest = {"fused_weight": 0.5, "weight_std": 0.1, "pooled_share": 0.2}
+    found = [
+        {"source": source, "iteration": number, "feedback": 1.0, **rest}
+        for source in ("style", "canonical")
+        for number in (1, 2)
+    ]
+    text = write_model_card(tmp_path, facts(refinements=found)).read_text()
+    assert "| canonical | 2 | +1.00 | 0.500 | 0.100 | 0.20 |" in text
+    assert "![Final weight and gain of every proposal, by source](plots/feedback.png)" in text
+    labels = {axes.get_xlabel() for axes in drawn[-1].axes if axes.get_xlabel()}
+    assert labels == {"style proposal", "canonical proposal"}

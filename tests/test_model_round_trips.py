@@ -18,7 +18,7 @@ from tiny import tiny_encoder, tiny_inputs, tiny_refined
 KNOBS = {
     "num_prototypes": [1, 5],
     "probe_size": [2, 7],
-    "estimator": ["canonical", "paper"],
+    "estimators": [["canonical"], ["style"], ["style", "canonical", "pooled"]],
     "feedback_temperature": [1, 0.5],
     "loss": sorted(LOSSES),
     "margin": [0.05, 2.0],
@@ -47,10 +47,12 @@ def test_every_key_of_a_configuration_is_read_back(name, value, tmp_path):
     assert {**again.to_dict(), **told} == {**config.to_dict(), **told}
 
 
-@pytest.mark.parametrize("name", ["num_prototypes", "probe_size", "estimator", "loss", "margin"])
+@pytest.mark.parametrize("name", ["num_prototypes", "probe_size", "estimators", "loss", "margin"])
 def test_every_knob_of_a_model_is_read_back_with_its_weights(name, tmp_path):
     for number, value in enumerate(KNOBS[name]):
-        model = PicoModel.from_encoder(tiny_encoder(), **{"probe_size": 3, name: value})
+        model = PicoModel.from_encoder(
+            tiny_encoder(), **{"probe_size": 3, "pooled_share": 0.0, name: value}
+        )
         model.save_pretrained(tmp_path / str(number))
         again = PicoModel.from_pretrained(tmp_path / str(number))
         assert getattr(again.config, name) == value
@@ -72,7 +74,9 @@ def test_weights_of_any_type_and_in_any_parts_are_read_back(dtype, options, tmp_
 @pytest.mark.parametrize("encoder", ["blip", "siglip", "vit+bert", "align"])
 def test_tied_weights_are_written_once_and_read_back(encoder, tmp_path):
     model = tiny_refined("clip") if encoder == "clip" else None
-    model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, probe_size=3)
+    model = PicoModel.from_encoder(
+        tiny_encoder(encoder), num_prototypes=3, probe_size=3, pooled_share=0.0
+    )
     model.save_pretrained(tmp_path)
     again = PicoModel.from_pretrained(tmp_path)
     for name, value in model.state_dict().items():

@@ -13,7 +13,7 @@ KINDS = pytest.mark.parametrize("name", ["clip", "siglip", "vit+bert", "swin+ber
 
 def wrapped(name: str = "clip", **knobs) -> PicoModel:
     knobs = {"num_prototypes": 3, "probe_size": 3, **knobs}
-    return PicoModel.from_encoder(tiny_encoder(name), **knobs)
+    return PicoModel.from_encoder(tiny_encoder(name), **{"pooled_share": 0.0, **knobs})
 
 
 @KINDS
@@ -35,7 +35,7 @@ def test_wrapping_changes_neither_weights_nor_features(name):
 def test_the_causal_mask_of_the_text_tower_survives_wrapping():
     encoder = tiny_encoder("clip")
     used = encoder.config.text_config._attn_implementation
-    model = PicoModel.from_encoder(encoder, probe_size=3)
+    model = PicoModel.from_encoder(encoder, probe_size=3, pooled_share=0.0)
     assert model.encoder.config.text_config._attn_implementation == used is not None
     ids = tiny_inputs()["input_ids"]
     changed = ids.clone()
@@ -236,7 +236,7 @@ def test_the_default_configuration_builds():
 def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
     from pico_hf.encoders import tokens as encoders
 
-    model = PicoModel.from_encoder(tiny_encoder("clip"), column_dropout=0.5)
+    model = PicoModel.from_encoder(tiny_encoder("clip"), column_dropout=0.5, pooled_share=0.0)
     seen = []
     project = encoders.project
     monkeypatch.setattr(

@@ -24,7 +24,9 @@ CAPTIONS = ["a big red square", "blue disc", "a small white disc on a green squa
 
 
 def weighted(name: str = "clip") -> PicoModel:
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    ).eval()
     columns = model.column_weights.numel()
     model.prototypes.semantic_probability.copy_(torch.linspace(0.2, 1.0, columns))
     return model

@@ -39,7 +39,9 @@ def pictures(count: int = 5) -> list[Image.Image]:
 
 
 def weighted(name: str = "clip") -> PicoModel:
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=3).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=3, pooled_share=0.0
+    ).eval()
     columns = model.column_weights.numel()
     model.prototypes.semantic_probability.copy_(torch.linspace(0.2, 1.0, columns))
     return model
@@ -97,7 +99,7 @@ def test_both_directions_are_the_models_score(name):
 
 @torch.no_grad()
 def test_canonical_columns_come_along():
-    model = tiny_refined(estimator="canonical").eval()
+    model = tiny_refined(estimators=["canonical", "pooled"]).eval()
     assert int(model.prototypes.iteration) > 0
     encoder = multi_vector_encoder(model, tiny_processor())
     scores = both_directions(encoder.encode_query(CAPTIONS), encoder.encode_document(pictures()))

@@ -23,7 +23,9 @@ def words_of(model, batch, row):
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 @torch.no_grad()
 def test_a_text_has_the_same_features_alone_and_padded(name, side, keep):
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=8).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=8, pooled_share=0.0
+    ).eval()
     tokenizer = tiny_processor().tokenizer
     fixed, _ = text_lengths(model.encoder.config)
     if fixed:
@@ -43,7 +45,9 @@ def test_a_text_has_the_same_features_alone_and_padded(name, side, keep):
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 @torch.no_grad()
 def test_a_long_caption_is_cut_to_what_the_tower_takes(name):
-    model = PicoModel.from_encoder(tiny_encoder(name), num_prototypes=3, probe_size=8).eval()
+    model = PicoModel.from_encoder(
+        tiny_encoder(name), num_prototypes=3, probe_size=8, pooled_share=0.0
+    ).eval()
     processor = tiny_processor()
     processor.tokenizer.model_max_length = int(1e30)
     collate = PicoCollator(processor, config=model.config)

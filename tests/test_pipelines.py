@@ -26,7 +26,9 @@ ENCODERS = ["clip", "siglip", "siglip2", "vit+bert"]
 
 def parts(encoder: str, **knobs):
     """A wrapped model with a scale that tells labels apart, and what the pipelines need."""
-    model = PicoModel.from_encoder(tiny_encoder(encoder), num_prototypes=3, **knobs)
+    model = PicoModel.from_encoder(
+        tiny_encoder(encoder), num_prototypes=3, pooled_share=0.0, **knobs
+    )
     model.logit_scale.data.fill_(3.0)
     processor = tiny_processor(encoder)
     return model, {

@@ -9,17 +9,24 @@ import torch
 from torch.nn.functional import normalize
 
 from pico_hf import PicoModel, PicoRetriever
-from pico_hf.core.alignment import align_columns
-from pico_hf.core.pooled_share import SHARES, choose_share
-from pico_hf.core.prototypes import StylePrototypes
+from pico_hf.core.pooled_share import SHARES
 from pico_hf.core.similarity import pooled_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.table import encoder_spec
 from pico_hf.encoders.tokens import image_output, text_output
-from pico_hf.training.evaluation import share_metrics, split_scores
-from test_canonical import random_moments
-from tiny import BUILDERS, tiny_encoder, tiny_inputs, tiny_processor, tiny_refined, tiny_rows
+from pico_hf.training.encoding import encode_batch, encoder_columns
+from pico_hf.training.evaluation import split_scores
+from pico_hf.training.trials import DevTrials
+from tiny import (
+    BUILDERS,
+    refine,
+    tiny_encoder,
+    tiny_inputs,
+    tiny_processor,
+    tiny_refined,
+    tiny_rows,
+)
 
 TEXTS = ("input_ids", "attention_mask")
 
@@ -139,50 +146,8 @@ def test_a_store_keeps_the_state_of_the_pooled_token(tmp_path: Path):
 # ---- feedback ------------------------------------------------------------------------------------
 
 
-def prototypes(share: float = 0.0) -> StylePrototypes:
-    module = StylePrototypes(4, 2, 3, canonical=True)
-    module.share_score(share)
-    return module
-
-
-def test_the_share_that_brings_most_is_found():
-    module = prototypes()
-    reports = choose_share(module, lambda m: 100 - 60 * abs(m - 0.5))
-    assert module.score_share == pytest.approx(0.5, abs=0.17)
-    assert [report.source for report in reports] == ["pooled"] * len(SHARES)
-    best = max(reports, key=lambda report: report.gain)
-    assert SHARES[best.iteration - 1] == 0.5
-    assert best.gain == pytest.approx(30.0)
-
-
-def test_of_two_ways_that_are_good_and_far_apart_the_better_one_is_taken():
-    module = prototypes()
-    choose_share(module, lambda m: 90.0 if m == 1.0 else 80.0 * (m == 0.0))
-    assert module.score_share == 1.0
-
-
-@pytest.mark.parametrize("own", [0.0, 0.4, 1.0])
-def test_a_share_that_nothing_beats_stays(own):
-    module = prototypes(own)
-    choose_share(module, lambda m: 100.0 if m == own else 50.0)
-    assert module.score_share == pytest.approx(own)
-
-
-def test_shares_that_give_no_number_are_left_out():
-    module = prototypes(0.2)
-    choose_share(module, lambda m: 100.0 if m < 0.5 else float("nan"))
-    assert module.score_share < 0.5
-
-
-def test_a_share_stays_where_its_own_score_is_no_number():
-    module = prototypes(0.2)
-    reports = choose_share(module, lambda m: 100.0 if m == 1.0 else float("nan"))
-    assert module.score_share == pytest.approx(0.2)
-    assert {(report.gain, report.fused_weight) for report in reports} == {(0.0, 0.0)}
-
-
 def test_pooled_features_that_are_no_numbers_leave_the_share_as_it_is(make_trainer, monkeypatch):
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=["canonical", "pooled"])
     score = type(trainer.pico_model).score
 
     def broken(self, images, texts, weights=None, share=None):
@@ -194,26 +159,16 @@ def test_pooled_features_that_are_no_numbers_leave_the_share_as_it_is(make_train
     assert trainer.pico_model.pooled_share == 0.0
 
 
-def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
-    module = prototypes(1.0)
-    module.restart(3)
-    assert module.score_share == 0.5
-
-
-def test_what_feedback_found_is_forgotten_when_a_run_starts_afresh():
-    module = prototypes()
-    align_columns(module, random_moments())
-    choose_share(module, lambda m: 50.0 + 10 * (m == 0.5))
-    assert module.score_share > 0
-    module.restart(3)
-    assert module.score_share == 0.0
-
-
-def test_metrics_of_shares_are_those_of_models_with_that_share(make_trainer):
-    trainer = make_trainer()
-    model, split = trainer.pico_model, trainer.split_encoder.split(trainer.eval_dataset)
-    metrics = share_metrics(model, split)
+def test_a_trial_gives_what_a_model_with_that_form_scores(make_trainer):
+    trainer = make_trainer(estimators=["canonical", "pooled"])
+    model = trainer.pico_model
+    encode = trainer.split_encoder.split
+    trial = DevTrials(model, encode(trainer.eval_dataset, encode=encoder_columns))
     for share in (0.0, 0.3, 1.0):
         model.prototypes.share_score(share)
-        evaluated = trainer.evaluate()
-        assert evaluated["eval_rsum"] == pytest.approx(metrics(share)["rsum"])
+        assert trial(model.prototypes.form) == pytest.approx(trainer.evaluate()["eval_rsum"])
+    refine(model, *encode_batch(model, tiny_inputs()))
+    assert model.prototypes.form.image_basis is not None
+    for share in (0.3, 0.0):  # other columns: nothing that was kept is taken for theirs
+        model.prototypes.share_score(share)
+        assert trial(model.prototypes.form) == pytest.approx(trainer.evaluate()["eval_rsum"])

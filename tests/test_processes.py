@@ -4,20 +4,27 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
 from process_runs import RUNS
+from tiny_encoders import BUILDERS
 
 TESTS = Path(__file__).parent
 TOLERANCE = 1e-5  # largest difference of a weight after 20 steps
 # What is trained by how many processes; each starts once and goes through all of its runs.
 TRAINED_BY = {
-    2: ["infonce", "hinge", "sigmoid", "lora", "frozen", "checkpointed", "mini_batches"],
+    2: ["infonce", "hinge", "sigmoid", "lora", "frozen", "checkpointed", "mini_batches", "resumed"],
     3: ["infonce", "hinge", "sigmoid", "identities", "refined", "aligned", "batch_norm"],
 }
-EXACT = [(n, name) for n, names in TRAINED_BY.items() for name in names if name != "batch_norm"]
+EXACT = [
+    (n, name)
+    for n, names in TRAINED_BY.items()
+    for name in names
+    if name not in ("batch_norm", "resumed")
+]
 SCRIPT = """
 import json, sys
 sys.path.insert(0, {tests!r})
@@ -47,14 +54,16 @@ dist.destroy_process_group()
 """
 
 
-def start(processes: int, script: Path, *args: str) -> subprocess.CompletedProcess:
+def start(
+    processes: int, script: Path, *args: str, minutes: float = 5
+) -> subprocess.CompletedProcess:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return subprocess.run(
         [sys.executable, *launcher, str(script), *args],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=60 * minutes,
     )
 
 
@@ -99,6 +108,14 @@ def test_several_processes_end_with_the_weights_of_one(results, processes, name)
     assert float(one["moved"]) > 100 * TOLERANCE
     assert float((every[0]["weights"] - one["weights"]).abs().max()) <= TOLERANCE
     torch.testing.assert_close(every[0]["losses"], one["losses"], rtol=3e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_processes_go_on_exactly_from_the_middle_of_an_epoch_with_a_ragged_end(results):
+    every, one = results(2, "resumed")
+    assert torch.equal(one["resumed"], one["weights"])
+    assert torch.equal(every[0]["resumed"], every[0]["weights"])
+    assert float(every[0]["moved"]) > 100 * TOLERANCE
 
 
 @pytest.mark.slow
@@ -156,3 +173,40 @@ def test_reentrant_checkpointing_in_two_processes_is_refused(tmp_path):
     result = two_processes(tmp_path, loss="hinge", gradient_checkpointing=True, **knobs)
     assert result.returncode != 0
     assert "`use_reentrant=True` does not go with several processes. Pass" in result.stderr
+
+
+# ---- every architecture ------------------------------------------------------------------------
+
+
+def unlike(folder: Path, names: list[str]) -> dict[str, list[str]]:
+    """What differs between two processes that train an architecture, by its name."""
+    runs = [f"encoder:{name}" for name in names]
+    ended = start(2, TESTS / "process_runs.py", str(folder), *runs, minutes=20)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = {}
+    for name, run in zip(names, runs, strict=True):
+        first, second = (torch.load(folder / f"{run}-{rank}.pt") for rank in range(2))
+        assert float(first["moved"]) > 0, name
+        found[name] = [*differences(second, first), *({*second} ^ {*first})]
+    return found
+
+
+@pytest.mark.slow
+def test_prototypes_and_columns_of_some_architectures_are_equal_to_the_bit(tmp_path):
+    assert unlike(tmp_path, ["siglip2", "align", "vit+bert"]) == {
+        "siglip2": [],
+        "align": [],
+        "vit+bert": [],
+    }
+
+
+@pytest.mark.exhaustive
+def test_prototypes_and_columns_of_all_architectures_are_equal_to_the_bit(tmp_path):
+    found = unlike(tmp_path, list(BUILDERS))
+    assert {name: keys for name, keys in found.items() if keys} == {}
+
+
+if __name__ == "__main__":  # the table of all architectures
+    with TemporaryDirectory() as folder:
+        for name, keys in unlike(Path(folder), list(BUILDERS)).items():
+            print(f"{name:28} {'equal to the bit' if not keys else ', '.join(sorted(keys))}")

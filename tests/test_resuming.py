@@ -129,8 +129,11 @@ def test_a_state_that_is_no_json_is_refused(checkpoint):
 
 
 def test_another_estimator_is_refused(checkpoint):
-    message = refusal(checkpoint, {"model": tiny_model(estimator="paper")})
-    assert "was written with estimator='canonical', this run has 'paper'" in message
+    message = refusal(checkpoint, {"model": tiny_model(estimators=["style"])})
+    assert (
+        "was written with estimators=['style', 'canonical', 'pooled'], this run has ['style']"
+        in message
+    )
 
 
 def other_captions():

@@ -23,7 +23,11 @@ def pictures() -> list[Image.Image]:
 def make(encoder: str = "clip", **knobs) -> PicoRetriever:
     knobs = {"show_progress": False, "batch_size": 3, **knobs}
     naflex = encoder == "siglip2"
-    model = PicoModel.from_encoder(tiny_encoder(encoder)) if naflex else tiny_refined(encoder)
+    model = (
+        PicoModel.from_encoder(tiny_encoder(encoder), pooled_share=0.0)
+        if naflex
+        else tiny_refined(encoder)
+    )
     return PicoRetriever(model, tiny_processor(encoder), **knobs)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import run_pico
+from pico_hf import recipe
 
 SCRIPT = Path(run_pico.__file__)
 
@@ -18,7 +19,9 @@ def test_without_arguments_the_embedded_job_is_run():
     model, data, args = run_pico.parse_arguments([])
     assert (args.do_train, args.do_eval, args.freeze_encoder) == (True, True, True)
     assert data.train_file is None
-    assert model.num_prototypes == 8
+    heads = recipe("new_heads")
+    assert (model.loss, model.pooled_share) == (heads.model["loss"], heads.model["pooled_share"])
+    assert args.projection_start == "closed_form"
 
 
 def test_an_option_overrides_the_embedded_one():
@@ -77,7 +80,7 @@ def test_the_whole_job_in_small_leaves_a_model_a_page_and_plots(tmp_path):
         "README.md",
         "tokenizer.json",
         "plots/spectrum.png",
-        "plots/iterations.png",
+        "plots/feedback.png",
     ):
         assert (tmp_path / "out" / name).exists(), name
     again = run(

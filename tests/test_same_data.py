@@ -11,6 +11,7 @@ from PIL import Image
 
 from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
 from pico_hf.data.loading import load_image_text
+from pico_hf.training.feedback_log import logged_refinements
 from tiny import WORDS, tiny_encoder, tiny_processor
 
 IMAGES, CAPTIONS = 40, 5
@@ -59,7 +60,7 @@ def in_form(form: str, folder, images: list[bytes], texts: list[list[str]], seed
     return load_image_text(files=folder / f"{seed}.parquet")
 
 
-def run(form: str, folder, estimator: str, freeze: bool):
+def run(form: str, folder, estimators: list[str], freeze: bool):
     """Metrics of all evaluations and the final weights."""
     folder.mkdir()
     train, dev = (
@@ -69,7 +70,7 @@ def run(form: str, folder, estimator: str, freeze: bool):
     torch.manual_seed(0)
     trainer = PicoTrainer(
         PicoModel.from_encoder(
-            tiny_encoder(), num_prototypes=3, probe_size=16, estimator=estimator
+            tiny_encoder(), num_prototypes=3, probe_size=16, estimators=estimators
         ),
         PicoTrainingArguments(
             output_dir=str(folder / "run"),
@@ -99,14 +100,15 @@ def run(form: str, folder, estimator: str, freeze: bool):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "freeze"), [("paper", False), ("paper", True), ("canonical", True)]
+    ("estimators", "freeze"),
+    [(["style"], False), (["style"], True), (["canonical", "pooled"], True)],
 )
 def test_one_caption_a_row_or_five_from_memory_or_files_all_train_alike(
-    tmp_path, estimator, freeze
+    tmp_path, estimators, freeze
 ):
-    results = {form: run(form, tmp_path / form, estimator, freeze) for form in FORMS}
+    results = {form: run(form, tmp_path / form, estimators, freeze) for form in FORMS}
     assert any("eval_rsum" in entry for entry in results["nested"][0])
-    assert any("pico_feedback" in entry for entry in results["nested"][0])
+    assert logged_refinements(results["nested"][0])
     for one, other in itertools.pairwise(FORMS):
         assert results[one][0] == results[other][0]
         for name, value in results[one][1].items():

@@ -35,13 +35,13 @@ def check_scores(index: PicoIndex, tool: PicoRetriever, photos: Path, **options)
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])
-@pytest.mark.parametrize("estimator", ["canonical", "paper"])
-def test_one_index_has_the_models_scores_for_every_share(encoder, estimator, photos, tmp_path):
+@pytest.mark.parametrize("estimators", [["canonical"], ["style"]])
+def test_one_index_has_the_models_scores_for_every_share(encoder, estimators, photos, tmp_path):
     """Made before an alignment, with another share; weights, columns and share may change."""
     plain = PicoModel.from_encoder(tiny_encoder(encoder), pooled_share=0.5)
     made = PicoRetriever(plain, tiny_processor(encoder), batch_size=4, show_progress=False)
     add(PicoIndex.create(tmp_path / "index", made, dtype="float32"), photos)
-    aligned = retriever(encoder, estimator=estimator, pooled_share=1.0)
+    aligned = retriever(encoder, estimators=estimators, pooled_share=1.0)
     assert aligned.model.column_weights.std() > 0.01
     with torch.no_grad():  # what the lengths of images do to the ranking is part of the test
         images = aligned.encode_images(sorted(photos.rglob("*.png"))).pooled

@@ -7,12 +7,11 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from pico_hf import PicoModel
-from pico_hf.core.style_refinement import refine_style
 from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.training import feedback
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import evaluate_retrieval
-from pico_hf.training.feedback import trial_part
+from pico_hf.training.feedback_log import logged_refinements
+from pico_hf.training.trials import DevTrials, trial_part
 from tiny import refine, tiny_inputs, tiny_rows
 
 
@@ -33,39 +32,35 @@ def history(trainer, key: str) -> list[float]:
 def test_refinements_happen_between_an_evaluation_and_the_next_step(make_trainer):
     trainer = make_trainer()
     trainer.train()
-    steps = [e["step"] for e in trainer.state.log_history if "pico_iteration" in e]
+    steps = [e["step"] for e in logged_refinements(trainer.state.log_history)]
     assert steps == [4, 8]  # after the first and second epoch, never after the last
-    assert len(history(trainer, "pico_feedback")) == 2
-    for key in ("pico_weight_std", "pico_weight_min", "pico_weight_max", "pico_fused_weight"):
-        assert len(history(trainer, key)) == 2
+    for key in ("feedback", "weight_std", "weight_min", "weight_max", "fused_weight"):
+        assert len(history(trainer, f"pico_style_{key}")) == 2
 
 
-def test_the_feedback_is_the_trial_minus_the_last_evaluation(make_trainer, monkeypatch):
-    trainer = make_trainer()
-    seen = []
-
-    def spy(module, statistics, trial, **knobs):
-        recorded = float(module.performance)
-        report = refine_style(module, statistics, lambda p: seen.append(trial(p)) or seen[-1])
-        assert report.gain == pytest.approx(seen[-1] - recorded, abs=1e-4)
-        return report
-
-    monkeypatch.setattr(feedback, "refine_style", spy)
+def test_feedback_starts_from_what_the_last_evaluation_scored(make_trainer, monkeypatch):
+    trainer, seen = make_trainer(), []
+    call = DevTrials.__call__
+    monkeypatch.setattr(DevTrials, "__call__", lambda s, f: seen.append(call(s, f)) or seen[-1])
     trainer.train()
-    assert len(seen) == 2
+    gains = history(trainer, "pico_style_feedback")
+    for number, scored in enumerate(history(trainer, "eval_rsum")[:2]):
+        there, proposed = seen[3 * number : 3 * number + 2]
+        assert there == pytest.approx(scored)
+        assert gains[number] == pytest.approx(proposed - there)
 
 
 def test_the_base_model_keeps_uniform_weights(make_trainer):
     trainer = make_trainer(refine_prototypes=False)
     trainer.train()
     assert trainer.pico_model.semantic_probability.tolist() == [1.0] * 16
-    assert not history(trainer, "pico_iteration")
+    assert logged_refinements(trainer.state.log_history) == []
 
 
 def test_the_warm_up_lasts_as_long_as_it_is_told(make_trainer):
     trainer = make_trainer(prototype_warmup_epochs=2.0)
     trainer.train()
-    assert [e["step"] for e in trainer.state.log_history if "pico_iteration" in e] == [8]
+    assert [e["step"] for e in logged_refinements(trainer.state.log_history)] == [8]
 
 
 def test_the_best_model_at_the_end_is_exactly_the_one_that_scored(make_trainer):
@@ -150,7 +145,7 @@ def test_several_dev_splits_are_told_apart_and_the_first_gives_feedback(make_tra
     trainer.train()
     assert trainer.feedback.metric == "eval_seen_rsum"
     assert len(history(trainer, "eval_unseen_rsum")) == 3
-    assert len(history(trainer, "pico_feedback")) == 2
+    assert len(history(trainer, "pico_style_feedback")) == 2
 
 
 def test_frozen_towers_are_run_once_and_give_the_same_scores(make_trainer):
@@ -200,16 +195,18 @@ def test_towers_learn_more_slowly_than_heads(make_trainer):
 
 
 def test_canonical_columns_are_aligned_once_when_training_is_over(make_trainer):
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=["canonical", "pooled"])
     trainer.train()
-    log = trainer.state.log_history
-    assert [e["pico_iteration"] for e in log if "pico_iteration" in e] == list(range(1, 19))
-    assert {e["step"] for e in log if "pico_iteration" in e} == {12}
-    assert trainer.pico_model.column_weights.std() > 0 or max(history(trainer, "pico_feedback")) < 0
+    found = logged_refinements(trainer.state.log_history)
+    assert history(trainer, "pico_canonical_iteration") == list(range(1, 19))
+    assert len(history(trainer, "pico_pooled_iteration")) == 2 * 7  # before them and after them
+    assert {entry["step"] for entry in found} == {12}
+    gains = history(trainer, "pico_canonical_feedback")
+    assert trainer.pico_model.column_weights.std() > 0 or max(gains) < 0
 
 
 def test_training_with_canonical_columns_is_that_of_the_base_until_then(make_trainer):
-    aligned = make_trainer(estimator="canonical", load_best_model_at_end=False)
+    aligned = make_trainer(estimators=["canonical", "pooled"], load_best_model_at_end=False)
     base = make_trainer(refine_prototypes=False, load_best_model_at_end=False, folder="base")
     for trainer in (aligned, base):
         trainer.train()
@@ -218,7 +215,7 @@ def test_training_with_canonical_columns_is_that_of_the_base_until_then(make_tra
 
 
 def test_the_aligned_model_is_scored_and_never_below_its_own_columns(make_trainer):
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=["canonical", "pooled"])
     trainer.train()
     scores = history(trainer, "eval_rsum")
     assert len(scores) == 4  # three epochs, then the aligned model
@@ -229,16 +226,16 @@ def test_the_aligned_model_is_scored_and_never_below_its_own_columns(make_traine
 def test_the_page_of_an_aligned_run_tells_the_aligned_scores(make_trainer):
     from pico_hf.cards.publishing import run_facts
 
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=["canonical", "pooled"])
     trainer.train()
     facts = run_facts(trainer.pico_model, trainer.args, trainer.state, "run", best=True)
     assert facts.results["dev"]["PICO"]["rsum"] == history(trainer, "eval_rsum")[-1]
     assert facts.arguments["step"] == trainer.state.best_global_step
-    assert len(facts.iterations) == 18
+    assert len(facts.refinements) == 18 + 2 * 7
 
 
 def test_a_resumed_run_is_aligned_as_the_unbroken_one(make_trainer):
-    knobs = {"estimator": "canonical", "load_best_model_at_end": False}
+    knobs = {"estimators": ["canonical", "pooled"], "load_best_model_at_end": False}
     unbroken, resumed = make_trainer(**knobs), make_trainer(**knobs)
     unbroken.train()
     resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-8")
@@ -247,7 +244,9 @@ def test_a_resumed_run_is_aligned_as_the_unbroken_one(make_trainer):
 
 
 def test_an_encoder_is_aligned_as_it_is_without_any_training(make_trainer):
-    trainer = make_trainer(estimator="canonical", freeze_encoder=True, alignment_images=20)
+    trainer = make_trainer(
+        estimators=["canonical", "pooled"], freeze_encoder=True, alignment_images=20
+    )
     before = trainer.evaluate()["eval_rsum"]
     encoder = {k: v.clone() for k, v in trainer.pico_model.encoder.state_dict().items()}
     trainer.construct_prototypes()
@@ -275,7 +274,7 @@ def test_galleries_too_small_to_tell_anything_are_warned_of(make_trainer, caplog
 
 
 def test_without_pairs_there_are_no_canonical_columns(make_trainer):
-    trainer = make_trainer(estimator="canonical")
+    trainer = make_trainer(estimators=["canonical", "pooled"])
     trainer.train_dataset = None
     with pytest.raises(ValueError, match="Pass `train_dataset`"):
         trainer.construct_prototypes()
@@ -283,7 +282,7 @@ def test_without_pairs_there_are_no_canonical_columns(make_trainer):
 
 def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_trainer, caplog):
     no_dev = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    trainer = make_trainer(estimator="canonical", dev=None, **no_dev)
+    trainer = make_trainer(estimators=["canonical", "pooled"], dev=None, **no_dev)
     trainer.train()
     assert "no `eval_dataset` to tell what canonical columns bring" in caplog.text
     assert trainer.pico_model.column_weights.tolist() == [1.0] * 16
@@ -292,7 +291,7 @@ def test_a_run_without_a_dev_split_keeps_uniform_weights_and_says_so(make_traine
 
 
 def test_a_trainer_of_few_pairs_leaves_an_aligned_model_as_it_is(make_trainer):
-    model = make_trainer(estimator="canonical").pico_model
+    model = make_trainer(estimators=["canonical", "pooled"]).pico_model
     model.config.probe_size = 1024  # more than there are pairs
     inputs = tiny_inputs()
     with torch.no_grad():
@@ -300,7 +299,7 @@ def test_a_trainer_of_few_pairs_leaves_an_aligned_model_as_it_is(make_trainer):
         texts = model.encode_texts(inputs["input_ids"], inputs["attention_mask"])
     refine(model, images, texts)
     weights = model.column_weights.clone()
-    make_trainer(estimator="canonical", model=model)
+    make_trainer(estimators=["canonical", "pooled"], model=model)
     assert weights.std() > 0
     assert torch.equal(model.column_weights, weights)
 
@@ -312,17 +311,28 @@ def test_other_callbacks_find_the_model_aligned_when_training_ends(make_trainer)
         def on_train_end(self, args, state, control, model, **kwargs):
             seen.append(int(model.prototypes.iteration))
 
-    trainer = make_trainer(estimator="canonical", callbacks=[Uploads()])
+    trainer = make_trainer(estimators=["canonical", "pooled"], callbacks=[Uploads()])
     trainer.train()
-    assert seen == [18]
+    assert seen[0] > 0
 
 
-def test_aligning_again_starts_from_the_encoders_own_columns(make_trainer):
-    trainer = make_trainer(estimator="canonical")
-    trainer.construct_prototypes()
-    first = trainer.pico_model.column_weights.clone()
-    trainer.construct_prototypes()
-    torch.testing.assert_close(trainer.pico_model.column_weights, first, atol=1e-3, rtol=1e-3)
+def test_constructing_again_is_never_worse(make_trainer):
+    trainer = make_trainer(estimators=["style", "canonical", "pooled"])
+    scores = [trainer.evaluate()["eval_rsum"]]
+    for _ in range(2):
+        trainer.construct_prototypes()
+        scores.append(trainer.evaluate()["eval_rsum"])
+    assert scores == sorted(scores)
+
+
+def test_style_is_refined_on_the_way_and_columns_are_aligned_at_the_end(make_trainer):
+    trainer = make_trainer(estimators=["style", "canonical", "pooled"])
+    trainer.train()
+    steps = {}
+    for entry in logged_refinements(trainer.state.log_history):
+        steps.setdefault(entry["source"], set()).add(entry["step"])
+    assert steps == {"style": {4, 8}, "canonical": {12}, "pooled": {12}}
+    assert trainer.evaluate()["eval_rsum"] >= trainer.state.best_metric - 1e-6
 
 
 def test_a_number_of_images_to_align_with_is_checked(make_trainer):

@@ -33,7 +33,6 @@ WRONG = {
     "include_num_input_tokens_seen": "all",
     "train_sampling_strategy": "group_by_length",
     "remove_unused_columns": True,
-    "fsdp": "full_shard",
     "deepspeed": "zero3.json",
     "parallelism_config": object(),
 }
@@ -82,19 +81,13 @@ def test_a_refused_argument_is_named_with_the_reason_of_the_table(tmp_path, name
     assert str(error.value).startswith(f"`{name}` cannot be ")
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_that_a_launcher_asks_for_is_refused_on_a_cpu_too(tmp_path, monkeypatch, name):
-    args = tiny_args(tmp_path)
+def test_sharding_that_a_launcher_asks_for_is_refused_on_a_cpu_too(tmp_path, monkeypatch):
+    args, name = tiny_args(tmp_path), "ACCELERATE_USE_DEEPSPEED"
     monkeypatch.setenv(name, "true")
     with pytest.raises(ValueError, match=rf"`accelerate launch` asks for \w+ \(`{name}`\): whole"):
         check_arguments(args)
     monkeypatch.setenv(name, "false")
     check_arguments(args)
-
-
-def test_fsdp_is_refused_on_a_cpu(tmp_path):
-    with pytest.raises(ValueError, match="`fsdp` cannot be True: whole splits are encoded"):
-        tiny_trainer(tmp_path, fsdp=True)
 
 
 def test_no_argument_of_the_defaults_is_refused(tmp_path):

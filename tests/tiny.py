@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -67,18 +68,32 @@ def refine_on_tiny_inputs(model) -> None:
 
 
 def refine(model, images, texts) -> None:
-    """Gives a model the column weights of matched pairs, by whatever estimator it has."""
-    from pico_hf.core.alignment import align_columns
-    from pico_hf.core.canonical import PairMoments
-    from pico_hf.core.moments import TokenMoments
-    from pico_hf.core.semantic import column_statistics
-    from pico_hf.core.style_refinement import refine_style
+    """Gives a model the column weights of matched pairs, as a trainer does without training."""
+    from pico_hf.core.construction import construct
+    from pico_hf.core.estimators import ESTIMATORS
+    from pico_hf.core.state import SOURCES
 
-    if model.prototypes.canonical:
-        sides = [TokenMoments.of([side]) for side in (images, texts)]
-        align_columns(model.prototypes, PairMoments(*sides, torch.arange(len(texts))))
-    else:
-        refine_style(model.prototypes, column_statistics(images, texts))
+    names = model.prototypes.estimators
+    names = [name for name in names if SOURCES[name] == "end"] or names
+    construct(model.prototypes, [ESTIMATORS[n] for n in names], GivenPairs(images, texts))
+
+
+@dataclass(frozen=True)
+class GivenPairs:
+    """Encoded pairs, row r of the images belonging to row r of the texts."""
+
+    images: Any
+    texts: Any
+
+    def probe(self):
+        yield self.images, self.texts
+
+    def moments(self):
+        from pico_hf.core.moments import TokenMoments
+        from pico_hf.core.pair_moments import PairMoments
+
+        sides = [TokenMoments.of([side]) for side in (self.images, self.texts)]
+        return PairMoments(*sides, torch.arange(len(self.texts)))
 
 
 def tiny_inputs(batch: int = 3, words: int = 5, encoder: str = "clip") -> dict[str, torch.Tensor]:

@@ -32,7 +32,9 @@ def tiny_model(**knobs: Any):
     from pico_hf import PicoModel
 
     torch.manual_seed(0)
-    return PicoModel.from_encoder(tiny_encoder(), **{"num_prototypes": 3, "probe_size": 8, **knobs})
+    return PicoModel.from_encoder(
+        tiny_encoder(), **{"num_prototypes": 3, "probe_size": 8, "pooled_share": 0.0, **knobs}
+    )
 
 
 def tiny_args(folder: Path, **knobs: Any):

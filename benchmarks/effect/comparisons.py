@@ -1,22 +1,27 @@
 """What the method is compared with: other fusion rules, other estimates, and controls.
 
-Each is a function that `pico_hf.training.feedback.Feedback` takes in place of its own: a fusion
-rule for `fusion`, an estimate of the semantic probability for `estimate`.
+Each takes the place of the method's own in `pico_hf.training.feedback.Feedback`: a fusion rule as
+`fusion`, an estimator among its `sources`.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.core.estimator import Memory, TrainingPairs
 from pico_hf.core.fusion import FusionRule, FusionState, normalised_gain
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.core.semantic import ColumnStatistics, column_statistics, style_score
-from pico_hf.core.style_refinement import ProbabilityEstimate, complement_of_style
+from pico_hf.core.style import StyleClusters
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.training.feedback import Feedback
+from pico_hf.training.evaluation import evaluate_retrieval
 
 MOMENTUM = 0.9  # of both moving averages
 
@@ -70,42 +75,80 @@ def given_gains(gains: list[float], seed: int) -> FusionRule:
     return rule
 
 
+# ---- bilinear forms ----------------------------------------------------------------------------
+
+
+def fuse_forms(
+    forms: Sequence[Tensor],
+    gains: Sequence[float],
+    fusion: FusionRule = normalised_gain,
+    *,
+    temperature: float = 5.0,
+) -> Tensor:
+    """Fuses forms into the identity, w = 1 on the encoder columns, which brought 0.
+
+    Args:
+        forms: B_n (D, D), at least one.
+        gains: Δ_n, in rSum points.
+        fusion: From Δ_n to the share of form n.
+        temperature: τ, in rSum points.
+    """
+    memory = Memory((torch.eye(len(forms[0]), dtype=forms[0].dtype),))
+    for form, gain in zip(forms, gains, strict=True):
+        state = FusionState(memory.count + 1, gain, memory.log_total, temperature)
+        memory = memory.fused((form,), *fusion(state))
+    return memory.tensors[0]
+
+
+def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
+    """Metrics of a split in the encoder columns, with scores vᵀBt."""
+    return evaluate_retrieval(model, split, ScoreForm.of(form))
+
+
 # ---- estimates of the semantic probability -------------------------------------------------------
 
 
-def pseudo(statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+class Pseudo(StyleClusters):
     """p̂ itself."""
-    return statistics.pseudo_semantic_probability
+
+    def probability(self, statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+        return statistics.pseudo_semantic_probability
 
 
-def product(statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+class Product(StyleClusters):
     """p = (1 - q^vision)(1 - q^text)."""
-    semantics = [
-        1.0 - style_score(columns, prototypes)
-        for columns, prototypes in (
-            (statistics.image_columns, vision),
-            (statistics.text_columns, text),
-        )
-    ]
-    return semantics[0] * semantics[1]
+
+    def probability(self, statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+        image = 1.0 - style_score(statistics.image_columns, vision)
+        return image * (1.0 - style_score(statistics.text_columns, text))
 
 
-def permuted(order: Tensor) -> ProbabilityEstimate:
-    """The probabilities of other columns."""
-    return lambda *found: complement_of_style(*found)[order]
+class Permuted(StyleClusters):
+    """The probabilities of other columns.
+
+    Args:
+        order: (D,) which column's each column takes.
+    """
+
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
+
+    def probability(self, statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+        return super().probability(statistics, vision, text)[self.order]
 
 
-def inverted(statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+class Inverted(StyleClusters):
     """1 - p."""
-    return 1.0 - complement_of_style(statistics, vision, text)
+
+    def probability(self, statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+        return 1.0 - super().probability(statistics, vision, text)
 
 
-class MismatchedFeedback(Feedback):
-    """Takes the statistics of the probe set with every text at an image of something else."""
+class Mismatched(Pseudo):
+    """p̂ of the probe set with every text at an image of something else."""
 
-    def probe_statistics(self) -> ColumnStatistics:
-        probe = self.train.probe(self.model.config.probe_size)
-        batches = list(self.encoder.batches(probe, "Probe"))
+    def collect(self, pairs: TrainingPairs) -> ColumnStatistics:
+        batches = list(pairs.probe())
         images = TokenFeatures.concatenate([image for image, _ in batches])
         texts = TokenFeatures.concatenate([text for _, text in batches])
         # Half the set away: neighbouring rows may show one concept in several styles.

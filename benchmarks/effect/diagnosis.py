@@ -16,19 +16,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from comparisons import evaluate_form, fuse_forms
 from galleries import REFERENCE, calibrated_each
 from pico_hf import PicoCollator
-from pico_hf.core.canonical import (
-    CANDIDATES,
-    bilinear_form,
-    canonical_columns,
-)
-from pico_hf.core.fusion import fuse_forms
+from pico_hf.core.canonical import CANDIDATES, bilinear_form
 from pico_hf.core.prototypes import StylePrototypes
-from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
-from pico_hf.core.style_refinement import refine_style
+from pico_hf.core.score_form import ScoreForm, column_weights
+from pico_hf.core.semantic import ColumnStatistics, column_statistics
+from pico_hf.core.style import StyleClusters
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
+from pico_hf.training.evaluation import evaluate_retrieval
+from pico_hf.training.feedback import Feedback
 from study import Job, StoredSplit, Study, from_command_line
 from towers import processor
 
@@ -70,8 +68,8 @@ def statistics(encoder: SplitEncoder, split: StoredSplit, size: int) -> ColumnSt
 def literal(probe: ColumnStatistics, prototypes: int) -> Tensor:
     """Semantic probability of the encoder columns, from one iteration."""
     module = StylePrototypes(len(probe.positive), prototypes, probe.image_columns.shape[1])
-    refine_style(module, probe)
-    return module.semantic_probability
+    (proposal,) = StyleClusters().propose(module, probe)
+    return StyleClusters().probability(probe, *proposal)
 
 
 def run(study: Study, job: Job) -> None:
@@ -96,16 +94,16 @@ def run(study: Study, job: Job) -> None:
         moments = pair_moments(encoder, splits["train"].sample(images))
         candidates = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
         gains = [evaluate_form(model, feedback, form)["rsum"] - before for form in candidates]
-        write("canonical", metrics=measure(fuse_forms(candidates, gains)[0]), images=images)
+        write("canonical", metrics=measure(fuse_forms(candidates, gains)), images=images)
     for tau in study.config["temperatures"]:  # with the most images
-        form = fuse_forms(candidates, gains, temperature=tau)[0]
+        form = fuse_forms(candidates, gains, temperature=tau)
         write("canonical", metrics=measure(form), tau=tau)
-    fused = fuse_forms(candidates, gains)[0]
+    fused = fuse_forms(candidates, gains)
     reference = splits["train"].sample(REFERENCE)
     for row, form in (("w = 1", own), ("canonical", fused)):
         metrics = {part: calibrated_each(encoder, splits[part], reference, form) for part in tests}
         write(f"{row}, galleries calibrated", metrics=metrics)
-    basis = canonical_columns(fused)
+    basis = ScoreForm.of(fused)
     largest = statistics(encoder, splits["train"], max(study.config["probes"]))
     for probes in study.config["probes"]:
         probe = statistics(encoder, splits["train"], probes)
@@ -172,8 +170,9 @@ def run_periods(study: Study, job: Job) -> None:
     for period in missing:
         started = time.time()
         every = {"eval_strategy": "steps", "eval_steps": period / epochs}  # a share of all steps
-        model = study.start(job, estimator="paper")
+        model = study.start(job, estimators=["style"])
         trainer = study.trainer(job, splits, model, **every)
+        trainer.feedback_class = partial(Feedback, guarded=False)
         trainer.train()
         encoder = trainer.split_encoder
         metrics = {

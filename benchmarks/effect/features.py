@@ -1,7 +1,7 @@
 """Outputs of frozen towers over the study's data, computed once: one store per corpus and tower.
 
 Run: python benchmarks/effect/features.py --corpora flickr8k emoji --towers lite0 lite2
-It needs the data in `--data` (see RESULTS.md for their form) and takes about a quarter of an hour
+It needs the data in `--data` (see TABLES.md for their form) and takes about a quarter of an hour
 per corpus and tower on one core. An image's 7 × 7 cells are averaged to a 4 × 4 grid, as in the
 first measurements of the method, which makes every later run three times as fast.
 """
@@ -31,10 +31,18 @@ FILES = {
     "drawings": tuple(
         f"emoji-styles/{part}.parquet" for part in ("train", "validation_seen", "validation_unseen")
     ),
+    "icons": ("icons/validation.parquet",),
 }
-EMBEDDED = ROOT / "examples" / "data"  # of the corpus `drawings`, which the repository has
+BUILT = ROOT / "outputs" / "effect"
+# Of corpora that are not in `--data`: the repository has the one, `icon_themes.py` makes the other.
+FOLDERS = {"drawings": ROOT / "examples" / "data", "icons": BUILT}
 # Text columns of a corpus, the usual one first; a list of tags is one text.
-TEXTS = {"flickr8k": ("captions",), "emoji": ("label", "tags"), "drawings": ("caption",)}
+TEXTS = {
+    "flickr8k": ("captions",),
+    "emoji": ("label", "tags"),
+    "drawings": ("caption",),
+    "icons": ("label",),
+}
 GRID = 4
 
 
@@ -45,7 +53,7 @@ def corpus(name: str, data: Path) -> datasets.Dataset:
 
 def files(name: str, data: Path) -> list[str]:
     """Paths of a corpus's files, those for training first."""
-    return [str((EMBEDDED if name == "drawings" else data) / file) for file in FILES[name]]
+    return [str(FOLDERS.get(name, data) / file) for file in FILES[name]]
 
 
 def texts(rows: datasets.Dataset, column: str) -> list[list[str]]:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from comparisons import evaluate_form
 from pico_hf import PicoModel
 from pico_hf.training.encoding import SplitEncoder, encoder_columns
-from pico_hf.training.evaluation import evaluate_form
 from study import StoredSplit
 
 REFERENCE = 1024  # images like those of the training, to which a gallery's statistics are brought

@@ -21,27 +21,29 @@ from torch import Tensor
 
 from comparisons import (
     FUSION_RULES,
-    MismatchedFeedback,
+    Inverted,
+    Mismatched,
+    Permuted,
+    Pseudo,
+    evaluate_form,
+    fuse_forms,
     given_gains,
-    inverted,
-    permuted,
-    pseudo,
 )
 from peers import PEERS
 from pico_hf import PicoTrainer
-from pico_hf.core.canonical import CANDIDATES, bilinear_form, canonical_columns
+from pico_hf.core.canonical import CANDIDATES, bilinear_form
 from pico_hf.core.encoded_split import EncodedSplit
-from pico_hf.core.fusion import fuse_forms
+from pico_hf.core.score_form import ScoreForm
 from pico_hf.training.encoding import encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval
+from pico_hf.training.evaluation import evaluate_retrieval
 from pico_hf.training.feedback import Feedback
 from study import Job, StoredSplit, Study, from_command_line
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
 LITERAL_PICO = "paper, normalised gain (literal PICO)"
-# Literal rows: what takes the place of the method's own estimate, fusion rule or statistics.
+# Literal rows: what takes the place of the method's own estimator or fusion rule.
 LITERAL: dict[str, dict[str, Any]] = {
-    "p̂ only": {"estimate": pseudo},
+    "p̂ only": {"style": Pseudo()},
     LITERAL_PICO: {},
     "paper, last": {"fusion": FUSION_RULES["last"]},
     "paper, uniform mean": {"fusion": FUSION_RULES["uniform"]},
@@ -49,8 +51,8 @@ LITERAL: dict[str, dict[str, Any]] = {
     "paper, gated EMA": {"fusion": FUSION_RULES["gated_ema"]},
     "paper, shuffled Δ": {"shuffled": True},
     "paper, permuted w": {"permuted": True},
-    "paper, inverted p": {"estimate": inverted},
-    "p̂ of mismatched pairs": {"estimate": pseudo, "mismatched": True},
+    "paper, inverted p": {"style": Inverted()},
+    "p̂ of mismatched pairs": {"style": Mismatched()},
 }
 FUSION_LABELS = {"last": "last", "uniform": "uniform mean", "ema": "EMA 0.9"}
 FUSION_LABELS |= {"gated_ema": "gated EMA"}
@@ -65,16 +67,19 @@ def permutation(columns: int, seed: int) -> Tensor:
 
 def control(study: Study, job: Job, trainer: PicoTrainer, wanted: dict[str, Any]) -> None:
     """Gives the trainer's feedback what a row wants in place of the method's own."""
-    given = {name: wanted[name] for name in ("estimate", "fusion") if name in wanted}
+    given = {"fusion": wanted["fusion"]} if "fusion" in wanted else {}
+    source = wanted.get("style")
     if wanted.get("permuted"):
         columns = len(trainer.pico_model.semantic_probability)
-        given["estimate"] = permuted(permutation(columns, job.seed))
+        source = Permuted(permutation(columns, job.seed))
+    if source is not None:
+        given["sources"] = {"style": source}
     if wanted.get("shuffled"):
         of = {"row": LITERAL_PICO, **vars(job)}
         lines = (line for line in study.done() if all(line.get(k) == v for k, v in of.items()))
         given["fusion"] = given_gains(next(lines)["gains"], job.seed)
-    kind = MismatchedFeedback if wanted.get("mismatched") else Feedback
-    trainer.feedback_class = partial(kind, **given)
+    # Literally: what was proposed is taken, whatever it scores.
+    trainer.feedback_class = partial(Feedback, guarded=False, **given)
 
 
 def run_literal(study: Study, job: Job, rows: list[str]) -> None:
@@ -85,7 +90,7 @@ def run_literal(study: Study, job: Job, rows: list[str]) -> None:
     splits = study.splits(job)
     for row in missing:
         started = time.time()
-        model = study.start(job, estimator="paper")
+        model = study.start(job, estimators=["style"])
         trainer = study.trainer(job, splits, model, eval_strategy="epoch")
         control(study, job, trainer, LITERAL[row])
         trainer.train()
@@ -96,7 +101,7 @@ def run_literal(study: Study, job: Job, rows: list[str]) -> None:
             started,
             metrics=scores(trainer, splits),
             spread=float(model.column_weights.std(correction=0)),
-            gains=[entry["pico_feedback"] for entry in log if "pico_feedback" in entry],
+            gains=[e["pico_style_feedback"] for e in log if "pico_style_feedback" in e],
         )
 
 
@@ -139,9 +144,9 @@ def canonical_forms(
 
     moments = pair_moments(encoder, splits["train"])
     forms, gains = tried(moments)
-    fused = fuse_forms(forms, gains)[0]
+    fused = fuse_forms(forms, gains)
     yield CHOSEN, fused, {"gains": gains}
-    basis = canonical_columns(fused)
+    basis = ScoreForm.of(fused)
     order = permutation(len(own), seed)
 
     def weighed(probability: Tensor) -> Tensor:
@@ -156,17 +161,17 @@ def canonical_forms(
         if rule in FUSION_LABELS:
             yield (
                 f"canonical, {FUSION_LABELS[rule]}",
-                fuse_forms(forms, gains, FUSION_RULES[rule])[0],
+                fuse_forms(forms, gains, FUSION_RULES[rule]),
                 {},
             )
     shuffled = random.Random(seed).sample(gains, len(gains))
-    yield "canonical, shuffled Δ", fuse_forms(forms, shuffled)[0], {}
+    yield "canonical, shuffled Δ", fuse_forms(forms, shuffled), {}
     wrong = moments.text_to_image.roll(len(moments.text_to_image) // 2)
     others, their_gains = tried(type(moments)(moments.images, moments.texts, wrong))
-    yield "canonical, mismatched pairs", fuse_forms(others, their_gains)[0], {}
+    yield "canonical, mismatched pairs", fuse_forms(others, their_gains), {}
     diagonals = [form.diagonal().diag() for form in forms]
     gains = [trial(form) - before for form in diagonals]
-    yield "encoder columns, diagonals of the forms", fuse_forms(diagonals, gains)[0], {}
+    yield "encoder columns, diagonals of the forms", fuse_forms(diagonals, gains), {}
 
 
 def run_peers(study: Study, job: Job) -> None:

@@ -1,7 +1,7 @@
 """Tables and plots from lines of results.
 
 Run: python benchmarks/effect/report.py                                  # all tables, to the screen
-     python benchmarks/effect/report.py --plots docs/effect --page RESULTS.md  # into the page
+     python benchmarks/effect/report.py --plots docs/effect --page benchmarks/effect/TABLES.md
      python benchmarks/effect/report.py --tables smoke --output FOLDER   # a single file of results
 A number is the mean over seeds ± half of its 95 % interval by Student's t; a difference is taken to
 the base of the same seed first.
@@ -34,7 +34,7 @@ def lines(file: Path) -> list[Line]:
     latest = {}
     for text in file.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        measured = ("metrics", "seconds", "commit", "spread", "gains", "style", "concept")
+        measured = ("metrics", "seconds", "commit", "spread", "gains", "style", "concept", "share")
         latest[json.dumps({k: v for k, v in line.items() if k not in measured})] = line
     return [line for line in latest.values() if line["row"] != "complete"]
 

@@ -278,6 +278,11 @@ class Study:
             for part, rows in row_numbers(job.dataset, self.data).items()
         }
 
+    def unseen_themes(self, job: Job) -> StoredSplit:
+        """All icons of `icon_themes.py`, a gallery per theme; nothing was chosen on them."""
+        rows = range(len(corpus_facts("icons", self.data).ids))
+        return self.chosen("icons", list(rows), replace(job, column=TEXTS["icons"][0]))
+
     def chosen(self, name: str, rows: list[int], job: Job, pooled: bool = False) -> StoredSplit:
         """Some rows of a corpus, as a job's tower sees them."""
         column = job.column or TEXTS[name][0]
@@ -301,8 +306,7 @@ class Study:
             seed=job.seed,
             report_to="none",
             disable_tqdm=True,
-            **self.schedule(job),
-            **run,
+            **{**self.schedule(job), **run},
         )
         return PicoTrainer(
             model or self.start(job),

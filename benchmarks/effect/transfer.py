@@ -16,20 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comparisons import evaluate_form, fuse_forms
 from diagnosis import literal, statistics
 from galleries import REFERENCE, calibrate, calibrated_each
 from main_table import permutation
 from pico_hf import PicoCollator
-from pico_hf.core.canonical import (
-    CANDIDATES,
-    PairMoments,
-    bilinear_form,
-    canonical_columns,
-)
-from pico_hf.core.fusion import fuse_forms
-from pico_hf.core.semantic import column_weights
+from pico_hf.core.canonical import CANDIDATES, bilinear_form
+from pico_hf.core.pair_moments import PairMoments
+from pico_hf.core.score_form import ScoreForm, column_weights
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form
 from study import Job, StoredSplit, Study, from_command_line, row_numbers
 from towers import processor
 
@@ -51,7 +46,7 @@ def target_rows(study: Study, move: dict[str, str]) -> tuple[list[int], list[int
 def fused(moments: PairMoments) -> Tensor:
     """Canonical columns without feedback: all candidates count alike."""
     forms = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
-    return fuse_forms(forms, [0.0] * len(forms))[0]
+    return fuse_forms(forms, [0.0] * len(forms))
 
 
 def forms(
@@ -64,7 +59,7 @@ def forms(
     moments = pair_moments(encoder, pairs)
     form = fused(moments)
     yield "canonical", form
-    basis = canonical_columns(form)
+    basis = ScoreForm.of(form)
     order = permutation(len(form), seed)
     for name, p in (
         ("canonical, permuted w", basis.semantic_probability[order]),
@@ -84,7 +79,7 @@ def forms(
 
         before = rsum(torch.eye(len(form), dtype=form.dtype))
         gains = [rsum(form) - before for form in tried]
-        yield "canonical, a quarter for feedback", fuse_forms(tried, gains)[0]
+        yield "canonical, a quarter for feedback", fuse_forms(tried, gains)
     yield "encoder columns, diagonals of the forms", form.diagonal().diag()
     probability = literal(statistics(encoder, pairs, len(pairs)), prototypes=8)
     yield "encoder columns, style prototypes (paper)", column_weights(probability).double().diag()

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
         PicoImageFeatureExtractionPipeline,
         PicoZeroShotImageClassificationPipeline,
     )
+    from pico_hf.recipes import Recipe, recipe
     from pico_hf.retriever import Match, PicoRetriever
-    from pico_hf.search.index import Hit, PicoIndex
+    from pico_hf.search.hits import Hit
+    from pico_hf.search.index import PicoIndex
+    from pico_hf.training.encoder_cosine import evaluate_encoder
     from pico_hf.training.encoding import SplitEncoder
     from pico_hf.training.evaluation import evaluate_retrieval, split_scores
     from pico_hf.training.image_retrieval import (
@@ -64,7 +67,7 @@ _LAZY = {
     "ImagePairDataset": "pico_hf.data.image_pairs",
     "ImageTextDataset": "pico_hf.data.dataset",
     "ImageTextStream": "pico_hf.data.stream",
-    "Hit": "pico_hf.search.index",
+    "Hit": "pico_hf.search.hits",
     "Match": "pico_hf.retriever",
     "PicoCollator": "pico_hf.data.collator",
     "PicoImageFeatureExtractionPipeline": "pico_hf.pipelines",
@@ -75,6 +78,7 @@ _LAZY = {
     "PicoZeroShotImageClassificationPipeline": "pico_hf.pipelines",
     "SplitEncoder": "pico_hf.training.encoding",
     "encode_image_pairs": "pico_hf.training.image_retrieval",
+    "evaluate_encoder": "pico_hf.training.encoder_cosine",
     "evaluate_image_retrieval": "pico_hf.training.image_retrieval",
     "evaluate_retrieval": "pico_hf.training.evaluation",
     "explain": "pico_hf.explanation",
@@ -82,6 +86,8 @@ _LAZY = {
     "load_adapter_model": "pico_hf.lora",
     "load_image_text": "pico_hf.data.loading",
     "pico_lora_config": "pico_hf.lora",
+    "Recipe": "pico_hf.recipes",
+    "recipe": "pico_hf.recipes",
     "retrieval_metric_path": "pico_hf.evaluate_metric",
     "save_adapter": "pico_hf.lora",
     "score_images": "pico_hf.training.image_retrieval",
@@ -109,17 +115,20 @@ __all__ = [
     "PicoTrainer",
     "PicoTrainingArguments",
     "PicoZeroShotImageClassificationPipeline",
+    "Recipe",
     "SplitEncoder",
     "Step",
     "TokenFeatures",
     "TokenMap",
     "encode_image_pairs",
+    "evaluate_encoder",
     "evaluate_image_retrieval",
     "evaluate_retrieval",
     "explain",
     "load_adapter_model",
     "load_image_text",
     "pico_lora_config",
+    "recipe",
     "register_encoder",
     "retrieval_metric_path",
     "save_adapter",

@@ -11,10 +11,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pico_hf.core.losses import LOSSES
+from pico_hf.core.state import SOURCES
 
-ESTIMATORS = ("canonical", "paper")
 # Fields that belong to prototypes: files of prototypes alone have them under the same names.
-PROTOTYPE_FIELDS = ("num_prototypes", "probe_size", "estimator", "feedback_temperature")
+PROTOTYPE_FIELDS = ("num_prototypes", "probe_size", "estimators", "feedback_temperature")
 
 
 class PicoConfig(PreTrainedConfig):
@@ -27,9 +27,11 @@ class PicoConfig(PreTrainedConfig):
         num_prototypes: K, style prototypes per modality, from 1 to the number of columns D.
         probe_size: R, matched training pairs whose column means are the instance space of the
             prototypes, at least 2.
-        estimator: How the semantic probability is estimated: `"canonical"` (of columns that both
-            modalities share, see `pico_hf.core.canonical`; what helps most in RESULTS.md), or of
-            the encoder columns `"paper"` (style prototypes).
+        estimators: What proposes how to score; feedback takes what helps. `"style"`: style
+            prototypes, from which weights of the encoder columns follow, at every evaluation in
+            training. `"canonical"`: columns that both modalities share and their weights, and
+            `"pooled"`: how much of the score the encoder's own pooled vectors are, both when
+            training is over. See `pico_hf.core.estimators`.
         feedback_temperature: τ of the normalised gain, in rSum points, > 0.
         fallback_widths: Widths of image hidden states, text hidden states and common space, if
             the model learns projections for an architecture without token features of its own.
@@ -57,7 +59,7 @@ class PicoConfig(PreTrainedConfig):
     encoder_config: PreTrainedConfig | dict | None = None
     num_prototypes: int = 8
     probe_size: int = 1024
-    estimator: str = "canonical"
+    estimators: list[str] | tuple[str, ...] = tuple(SOURCES)
     feedback_temperature: float = 5.0
     loss: str = "hinge"
     margin: float = 0.2
@@ -68,6 +70,7 @@ class PicoConfig(PreTrainedConfig):
         """Refuses misspelt keys and values out of range, then builds the encoder's config."""
         _refuse_misspellings(kwargs, own_fields())
         self.validate_ranges()
+        self.estimators = list(self.estimators)
         self.encoder_config = _encoder_config(self.encoder_config)
         super().__post_init__(**kwargs)
 
@@ -86,7 +89,8 @@ class PicoConfig(PreTrainedConfig):
                 "`fallback_widths` must be three widths (image, text, common space), got "
                 f"{self.fallback_widths!r}."
             )
-        _one_of("estimator", self.estimator, ESTIMATORS)
+        for name in self.estimators:
+            _one_of("estimators", name, SOURCES)
         _one_of("loss", self.loss, LOSSES)
 
 

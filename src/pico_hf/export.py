@@ -133,9 +133,8 @@ def _column_maps(model: PicoModel) -> list[Tensor]:
     """(D, D) per side: rotates encoder columns to weighted ones and multiplies each by √w_d."""
     prototypes: Any = model.prototypes
     root = model.column_weights.sqrt().diag()
-    if not prototypes.canonical:
-        return [root, root]
-    return [root @ prototypes.image_basis.t(), root @ prototypes.text_basis.t()]
+    bases = prototypes.form.image_basis, prototypes.form.text_basis
+    return [root if basis is None else root @ basis.t() for basis in bases]
 
 
 @contextmanager

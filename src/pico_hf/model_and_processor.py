@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
-from pico_hf.hub.errors import plain_errors
+from pico_hf.data.collator import PicoCollator
+from pico_hf.hub.errors import plain_build, plain_errors
 from pico_hf.modeling_pico import PicoModel
 
 
@@ -42,6 +44,29 @@ def model_and_processor(
             "AutoProcessor.from_pretrained(…)."
         )
     if isinstance(processor, str | os.PathLike):
-        with plain_errors(processor):
-            processor = AutoProcessor.from_pretrained(processor)
+        processor = load_processor(processor, getattr(model, "config", None))
     return model, processor
+
+
+def load_processor(path: str | os.PathLike, config: Any) -> Any:
+    """A processor that was tried once: settings of a wrong type are noticed where they are used.
+
+    Args:
+        path: Folder or Hub repository.
+        config: The model's.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If its files cannot be right.
+    """
+    with plain_errors(path), plain_build(path, "processor's files"):
+        processor = AutoProcessor.from_pretrained(path)
+        grey = Image.new("RGB", (64, 48), (128, 128, 128))
+        batch = PicoCollator(processor, config=config)([{"image": grey, "caption": "a"}])
+    for name, values in batch.items():
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(
+                f"The processor's files of '{os.fspath(path)}' make `{name}` of a grey image that "
+                "are not finite. Check `image_mean`, `image_std` and `rescale_factor`."
+            )
+    return processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,8 +16,8 @@ from transformers.utils import ModelOutput
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.core.calibration import StyleCalibration
-from pico_hf.core.losses import PairLogits
-from pico_hf.core.semantic import column_weights
+from pico_hf.core.losses import START_SCALE, PairLogits
+from pico_hf.core.score_form import column_weights
 from pico_hf.core.similarity import same_side_similarity, weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, halves, unit_length
 from pico_hf.encoders import checkpointing
@@ -53,7 +54,7 @@ class PicoPreTrainedModel(PreTrainedModel):
         if isinstance(module, PicoPrototypes):
             module.init_buffers()
         elif isinstance(module, PairLogits):
-            init.zeros_(module.logit_scale)
+            init.constant_(module.logit_scale, math.log(START_SCALE))
             init.zeros_(module.logit_bias)
         else:
             super()._init_weights(module)
@@ -159,8 +160,8 @@ class PicoModel(PicoPreTrainedModel):
             fallback_projection: True accepts any architecture with token features: new projections
                 follow its last hidden states and have to be trained before scores mean anything.
             pooled_share: How much of the score the encoder's own pooled features are, in [0, 1].
-                1 ranks just as the encoder does, until feedback on pairs finds something better;
-                None: 0, tokens alone.
+                None: 1, which ranks just as the encoder does until feedback on pairs finds
+                something better; 0, tokens alone, where projections are newly drawn.
             config_kwargs: Fields of [`PicoConfig`], such as `num_prototypes=8`.
 
         Raises:

@@ -20,7 +20,8 @@ from transformers.pipelines.zero_shot_image_classification import (
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.data.collator import PicoCollator
-from pico_hf.data.images import as_rgb, is_base64
+from pico_hf.data.image_files import is_base64, largest_file
+from pico_hf.data.images import as_rgb
 from pico_hf.encoders.table import encoder_spec
 from pico_hf.modeling_pico import PicoModel
 
@@ -120,13 +121,32 @@ def fetched_image(image: Any, timeout: float | None) -> Any:
     """An image as the collator reads it; addresses are fetched and base64 texts decoded.
 
     The stock pipelines convert to RGB as they load, which loses transparency and 16-bit depth.
+
+    Raises:
+        ValueError: If a text is no base64, or an address sends more than a file may have.
     """
     if not isinstance(image, str):
         return image
     if image.startswith(("http://", "https://")):
-        answer = get_session().get(image, timeout=timeout, follow_redirects=True)
-        return answer.raise_for_status().content
-    return base64.b64decode(image.split(",")[-1]) if is_base64(image) else image
+        return _download(image, timeout)
+    if not is_base64(image):
+        return image
+    try:
+        return base64.b64decode(image.split(",")[-1])
+    except ValueError as error:
+        raise ValueError(f"`image` is a text that is no base64 ({error}).") from error
+
+
+def _download(address: str, timeout: float | None) -> bytes:
+    """The body of an answer, of at most as many bytes as a file may have."""
+    content, most = bytearray(), largest_file()
+    with get_session().stream("GET", address, timeout=timeout, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > most:
+                raise ValueError(f"`image` is an address that sends more than {most} bytes.")
+    return bytes(content)
 
 
 def _require_pico(model: Any) -> None:

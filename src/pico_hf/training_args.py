@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 SCHEDULERS_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 SMALLER_IS_BETTER = ("loss", "median_rank")
+PROJECTION_STARTS = ("as_is", "closed_form")
 
 
 @dataclass(repr=False)  # a generated one would show `hub_token`
@@ -26,6 +27,9 @@ class PicoTrainingArguments(TrainingArguments):
         freeze_encoder: Train projections only and cache the towers' token features once.
         alignment_images: Images of the training split, with all their captions, from which
             canonical columns are estimated when training ends; >= 2.
+        projection_start: `"closed_form"` replaces both sides' last linear projection before the
+            first step by what training pairs have in common, see `pico_hf.core.closed_form`: for
+            projections that are untrained. `"as_is"` starts from the model's own.
         feature_cache_dir: Where those features are kept; None is a folder that all runs share.
             `pico-hf cache` lists and clears it.
         tower_learning_rate: Learning rate of the towers' parameters; None is `learning_rate` / 10,
@@ -97,6 +101,10 @@ class PicoTrainingArguments(TrainingArguments):
     freeze_encoder: bool = field(
         default=False, metadata={"help": "Train projections only; cache token features once."}
     )
+    projection_start: str = field(
+        default="as_is",
+        metadata={"help": "Where projections start: as_is, or closed_form for untrained ones."},
+    )
     feature_cache_dir: str | None = field(
         default=None,
         metadata={"help": "Folder of cached features; default: shared by all runs."},
@@ -124,6 +132,11 @@ class PicoTrainingArguments(TrainingArguments):
         if self.prototype_warmup_epochs < 0:
             raise ValueError(
                 f"`prototype_warmup_epochs` must be >= 0, got {self.prototype_warmup_epochs}."
+            )
+        if self.projection_start not in PROJECTION_STARTS:
+            raise ValueError(
+                f"`projection_start` must be one of {', '.join(PROJECTION_STARTS)}, got "
+                f"{self.projection_start!r}."
             )
         if self.alignment_images < 2:
             raise ValueError(f"`alignment_images` must be >= 2, got {self.alignment_images}.")

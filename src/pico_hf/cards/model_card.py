@@ -38,11 +38,12 @@ class ModelFacts:
 
     Attributes:
         name: Name of the model.
-        results: Split → model → metrics, `{"seen": {"base": {"rsum": …}, "PICO": {…}}}`.
+        results: Split → model → metrics, the published model last,
+            `{"seen": {"encoder": {"rsum": …}, "base": {…}, "PICO": {…}}}`.
         column_weights: (D,) weights of the published model.
         semantic_probability: (D,) in [0, 1], from which the weights are computed.
-        iterations: The trainer's log entries about prototypes, one per iteration or candidate.
-        canonical: True if these entries are candidates of canonical columns.
+        pooled_share: m in [0, 1], how much of the score the encoder's own pooled features are.
+        refinements: What every proposal brought, as `logged_refinements` reads it from the log.
         arguments: Training arguments to show.
         command: The command that trained the model, empty if unknown.
         commit: Commit of the code that ran it, empty if unknown.
@@ -55,14 +56,35 @@ class ModelFacts:
     results: Results
     column_weights: Tensor
     semantic_probability: Tensor
-    iterations: Sequence[dict[str, Any]] = ()
-    canonical: bool = False
+    pooled_share: float = 0.0
+    refinements: Sequence[Mapping[str, Any]] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     commit: str = ""
     base_model: str | None = None
     dataset: str | None = None
     adapter: bool = False
+
+
+def models_of_metrics(
+    metrics: Mapping[str, float], prefix: str = "", name: str = "PICO"
+) -> dict[str, dict[str, float]]:
+    """Takes an evaluation apart into model → metrics: the encoder's own cosine, and the model.
+
+    Args:
+        metrics: What `PicoTrainer.evaluate` gives, or an entry of its log.
+        prefix: Of the names, with the underscore.
+        name: What the model is called.
+
+    Example:
+        >>> models_of_metrics({"dev_rsum": 9.0, "dev_encoder_rsum": 8.0}, "dev_")
+        {'encoder': {'rsum': 8.0}, 'PICO': {'rsum': 9.0}}
+    """
+    found = {
+        model: {m: metrics[start + m] for m in METRICS if start + m in metrics}
+        for model, start in (("encoder", f"{prefix}encoder_"), (name, prefix))
+    }
+    return {model: values for model, values in found.items() if values}
 
 
 def comparison_table(results: Results) -> str:
@@ -99,20 +121,19 @@ def write_model_card(folder: Path, facts: ModelFacts) -> Path:
     """
     facts = public_facts(facts)
     plots = find_spec("matplotlib") is not None  # an optional dependency
-    entry = "candidate" if facts.canonical else "iteration"
     if plots:
         plot_spectrum(facts.semantic_probability, folder / "plots" / "spectrum.png")
-    if plots and facts.iterations:
-        plot_feedback(facts.iterations, folder / "plots" / "iterations.png", entry)
+    if plots and facts.refinements:
+        plot_feedback(facts.refinements, folder / "plots" / "feedback.png")
     template = files("pico_hf.cards").joinpath("model_card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(
         _metadata(facts),
         template_str=template,
         **_weights(facts.column_weights.float()),
         name=facts.name,
+        pooled_percent=round(100 * facts.pooled_share),
         table=comparison_table(facts.results),
-        entry=entry,
-        iterations=list(facts.iterations),
+        refinements=list(facts.refinements),
         arguments=facts.arguments,
         command=facts.command,
         commit=facts.commit,

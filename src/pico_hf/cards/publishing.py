@@ -9,10 +9,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
-from pico_hf.cards.model_card import METRICS, ModelFacts, write_model_card
+from pico_hf.cards.model_card import ModelFacts, models_of_metrics, write_model_card
 from pico_hf.cards.redaction import is_hub_id, last_part, public_name
+from pico_hf.core.state import SOURCES
 from pico_hf.hub.weights import is_sharded, remove_stale
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.feedback_log import logged_refinements
 from pico_hf.training_args import PicoTrainingArguments
 
 MARK = "<!-- Written by PicoTrainer at every push. Delete this line to keep your own text. -->"
@@ -102,18 +104,20 @@ def run_facts(
 ) -> ModelFacts:
     """Collects what the log of a run says; the arguments are those of `write_run_card`."""
     step = state.best_global_step if best and state.best_global_step else state.global_step
-    kept = int(model.prototypes.iteration)
-    canonical = bool(model.prototypes.canonical)
-    # Canonical columns are built and scored after the last step, also for the best checkpoint.
-    scored = state.global_step if canonical and kept else step
+    history = [entry for entry in state.log_history if entry["step"] <= step]
+    # What proposes at the end is built and scored after the last step, for the best checkpoint too.
+    found = logged_refinements(state.log_history)
+    ended = [entry for entry in found if SOURCES[entry["source"]] == "end"]
+    # A checkpoint was saved before what its evaluation led to.
+    kept = [entry for entry in found if entry not in ended and (not best or entry["step"] < step)]
     shown = {key: getattr(args, key) for key in _SHOWN}
     return ModelFacts(
         name=name,
-        results=_results([entry for entry in state.log_history if entry["step"] <= scored]),
+        results=_results(state.log_history if ended else history),
         column_weights=model.column_weights,
         semantic_probability=model.semantic_probability,
-        iterations=[e for e in state.log_history if e.get("pico_iteration", kept + 1) <= kept],
-        canonical=canonical,
+        pooled_share=model.pooled_share,
+        refinements=[*kept, *ended],
         arguments={**shown, "loss": model.config.loss, "step": step},
         base_model=_origin(model),
         adapter=any(".lora_" in name for name, _ in model.named_parameters()),
@@ -121,14 +125,17 @@ def run_facts(
 
 
 def _results(history: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """The last metrics of every evaluated split, `{"dev": {"PICO": {"rsum": …}}}`."""
+    """The last metrics of every evaluated split, `{"dev": {"encoder": …, "PICO": {"rsum": …}}}`."""
     results = {}
     for entry in history:
         for key in entry:
-            if key.startswith("eval_") and key.endswith("_rsum"):
-                prefix = key.removesuffix("_rsum")
-                split = prefix.removeprefix("eval").strip("_") or "dev"
-                results[split] = {"PICO": {m: entry[f"{prefix}_{m}"] for m in METRICS}}
+            prefix = key.removesuffix("_rsum")
+            if not key.startswith("eval_") or prefix == key:
+                continue
+            if f"{prefix.removesuffix('_encoder')}_rsum" in entry and prefix.endswith("_encoder"):
+                continue  # of the encoder beside a model, not of a split of that name
+            split = prefix.removeprefix("eval").strip("_") or "dev"
+            results[split] = models_of_metrics(entry, f"{prefix}_")
     return results
 
 

@@ -104,3 +104,15 @@ def _width(table: Table) -> int:
     rows = [table.headings, *table.rows]
     widest = [max(2 * len(str(row[n])) for row in rows) for n in range(len(table.headings))]
     return max(80, sum(widest) + 4 * len(widest))
+
+
+def results_table(results: dict[str, dict[str, dict[str, float]]]) -> list[Any]:
+    """One row per split and model, R@k in percent."""
+    from pico_hf.cards.model_card import HEADINGS, METRICS
+
+    rows = [
+        (split, name, *(f"{metrics[each]:.1f}" for each in METRICS))
+        for split, models in results.items()
+        for name, metrics in models.items()
+    ]
+    return [Table(("split", "model", *(f"#{text}" for text in HEADINGS)), rows)] if rows else []

@@ -48,9 +48,9 @@ class Bodies:
         own = inspect.Parameter(
             "as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_JSON_FLAG
         )
-        body.__signature__ = inspect.Signature([*parameters, own])  # type: ignore[attr-defined]
+        body.__signature__ = inspect.Signature([*parameters, own])
         body.__annotations__ = {each.name: each.annotation for each in [*parameters, own]}
-        del body.__wrapped__  # type: ignore[attr-defined]
+        del body.__wrapped__
         return body
 
     def _prepare(self) -> None:

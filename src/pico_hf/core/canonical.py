@@ -18,63 +18,16 @@ interaction of the paper, in rotated columns: tokens keep their length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from pico_hf.core.moments import TokenMoments
-from pico_hf.core.prototypes import CanonicalColumns
-
-
-@dataclass(frozen=True)
-class PairMoments:
-    """Moments of matched images and texts: the scatter of either side and what both share.
-
-    Attributes:
-        images: Moments of the images.
-        texts: Moments of the texts.
-        text_to_image: (texts,) row of the image each text belongs to.
-    """
-
-    images: TokenMoments
-    texts: TokenMoments
-    text_to_image: Int[Tensor, " texts"]
-
-    def __post_init__(self) -> None:
-        if len(self.text_to_image) != len(self.texts.items) or len(self.images.items) < 2:
-            raise ValueError(
-                "`text_to_image` must name the image of every text, of at least 2 images, got "
-                f"{len(self.text_to_image)} entries for {len(self.texts.items)} texts and "
-                f"{len(self.images.items)} images."
-            )
-
-    @cached_property
-    def shared(self) -> Float[Tensor, "columns columns"]:
-        """C_vt, the covariance of mean patch and mean word over matched pairs.
-
-        Example:
-            >>> rows = torch.tensor([[1.0], [3.0]]).double()
-            >>> side = TokenMoments(rows, rows.mean(dim=0), torch.eye(1).double())
-            >>> PairMoments(side, side, torch.tensor([0, 1])).shared.tolist()
-            [[1.0]]
-        """
-        images = _centred(self.images.items[self.text_to_image])
-        return images.t() @ _centred(self.texts.items) / len(self.text_to_image)
-
-    @cached_property
-    def scatters(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Covariances of images and texts: of all `"tokens"`, and of the mean tokens, `"items"`."""
-        images, texts = _centred(self.images.items[self.text_to_image]), _centred(self.texts.items)
-        count = len(self.text_to_image)
-        return {
-            "tokens": (self.images.scatter, self.texts.scatter),
-            "items": (images.t() @ images / count, texts.t() @ texts / count),
-        }
-
+from pico_hf.core.estimator import Bank, Memory, TrainingPairs
+from pico_hf.core.pair_moments import PairMoments
+from pico_hf.core.score_form import ScoreForm
 
 LEAST_SHARED = 1e-9  # of what varies: less is rounding, and leaves the encoder columns
 
@@ -134,25 +87,59 @@ def bilinear_form(moments: PairMoments, candidate: Candidate) -> Float[Tensor, "
     return own + share * (form / spread - own)
 
 
-def canonical_columns(form: Float[Tensor, "columns columns"]) -> CanonicalColumns:
-    """Turns a bilinear form into weighted rotated columns: B = U diag(w) Wᵀ, p = w / max w.
+class CanonicalColumns:
+    """Proposes canonical columns and their weights; see the head of this module.
+
+    What a model has is the first of what is fused, and brought 0: with the normalised gain its
+    weight in the end is 1 / (1 + Σ exp(Δ_n/τ)), and candidate n has exp(Δ_n/τ) times as much.
 
     Args:
-        form: B, not all zero.
+        candidates: Tried in this order.
 
-    Returns:
-        U, W and p; Σ_d p_d (UᵀV)_d (WᵀT)_d ranks as vᵀBt does.
-
-    Example:
-        >>> canonical_columns(torch.tensor([[0.0, 2.0], [1.0, 0.0]])).semantic_probability.tolist()
-        [1.0, 0.5]
+    Raises:
+        ValueError: If there is no candidate.
     """
-    left, values, right = torch.linalg.svd(form)
-    return CanonicalColumns(left, right.t().contiguous(), values / values[0])
 
+    source = "canonical"
+    needs_feedback = False
+    picks = False
 
-def _centred(rows: Tensor) -> Tensor:
-    return rows - rows.mean(dim=0)
+    def __init__(self, candidates: Iterable[Candidate] = CANDIDATES) -> None:
+        self.candidates = tuple(candidates)
+        if not self.candidates:
+            raise ValueError("`candidates` must hold at least one, got none.")
+
+    def collect(self, pairs: TrainingPairs) -> PairMoments:
+        """Takes the moments of a sample of the training pairs."""
+        return pairs.moments()
+
+    def memory(self, bank: Bank) -> Memory:
+        """The bilinear form by which the model scores now."""
+        return Memory((bank.form.matrix(),))
+
+    def propose(self, bank: Bank, statistics: PairMoments) -> Sequence[tuple[Tensor, ...]]:
+        """The bilinear form of every candidate.
+
+        Raises:
+            ValueError: If the moments are of other columns than the encoder's.
+        """
+        columns = statistics.images.items.shape[1]
+        if columns != bank.sizes.columns:
+            raise ValueError(
+                f"`moments` must have the encoder's {bank.sizes.columns} columns, got {columns}."
+            )
+        return [(bilinear_form(statistics, candidate),) for candidate in self.candidates]
+
+    def form(self, bank: Bank, statistics: PairMoments, tensors: tuple[Tensor, ...]) -> ScoreForm:
+        """Factors a bilinear form; the share of pooled vectors stays."""
+        (form,) = tensors
+        if not bool(torch.isfinite(form).all()):
+            return ScoreForm(form.diagonal(), bank.form.pooled_share)  # which is not finite either
+        return ScoreForm.of(form, bank.form.pooled_share)
+
+    def stored(self, memory: Memory) -> dict[str, Any]:
+        """Nothing but the form itself."""
+        return {}
 
 
 def _ridged_inverse(scatter: Tensor, ridge: float) -> Tensor:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,41 +50,3 @@ def normalised_gain(state: FusionState) -> tuple[float, float]:
     log_gain = state.gain / state.temperature
     log_total = float(np.logaddexp(state.log_total_gain, log_gain))
     return math.exp(log_gain - log_total), log_total
-
-
-def fuse_forms(
-    forms: Sequence[Float[Tensor, "columns columns"]],
-    gains: Sequence[float],
-    fusion: FusionRule = normalised_gain,
-    *,
-    temperature: float = 5.0,
-    start: Float[Tensor, "columns columns"] | None = None,
-) -> tuple[Float[Tensor, "columns columns"], list[float], float]:
-    """Fuses forms into what is there, one after the other, by what each brought.
-
-    What is there, such as the identity, w = 1 on the encoder columns, is the first iteration and
-    brought 0: with the normalised gain its weight in the end is 1 / (1 + Σ exp(Δ_n/τ)), and that of
-    form n is exp(Δ_n/τ) times as much.
-
-    Args:
-        forms: B_n, at least one.
-        gains: Δ_n, in rSum points, one per form. A form whose gain is no finite number is left out.
-        fusion: From Δ_n to the share of form n.
-        temperature: τ, in rSum points, > 0.
-        start: What is there; None: the identity.
-
-    Returns:
-        (the fused form, η_n of every form, 0 if it was left out, log G after the last one).
-
-    Example:
-        >>> fuse_forms([3 * torch.eye(1)], [0.0])[0].tolist()  # as much of it as of the identity
-        [[2.0]]
-    """
-    fused = torch.eye(len(forms[0]), dtype=forms[0].dtype) if start is None else start
-    shares, log_total = [0.0] * len(gains), 0.0  # log g(0)
-    told = [place for place, gain in enumerate(gains) if math.isfinite(gain)]
-    for number, place in enumerate(told, start=2):
-        state = FusionState(number, gains[place], log_total, temperature)
-        shares[place], log_total = fusion(state)
-        fused = fused.lerp(forms[place], shares[place])
-    return fused, shares, log_total

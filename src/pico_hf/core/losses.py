@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# What scores, in [-2, 2], are multiplied by before anything is learned. In short runs the scale
+# hardly moves, and with 1 InfoNCE learns next to nothing.
+START_SCALE = 10.0
 
 
 class PairLogits(nn.Module):
@@ -18,7 +23,7 @@ class PairLogits(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.zeros(()))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.logit_bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, scores: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:

@@ -1,61 +1,44 @@
-"""The state that column weights come from. It changes in named calls only."""
+"""The state that scores come from. It changes in named calls only."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
+from pico_hf.core.score_form import ScoreForm
+from pico_hf.core.state import SOURCES, Buffer, Sizes, declared_buffers, started
 from pico_hf.core.token_features import TokenFeatures
-
-
-class CanonicalColumns(NamedTuple):
-    """A basis for either side and how much of each column both sides share.
-
-    Attributes:
-        image_basis: (columns, columns) orthonormal; tokens are multiplied by it from the right.
-        text_basis: Likewise.
-        semantic_probability: (columns,) in [0, 1], the largest 1.
-    """
-
-    image_basis: Float[Tensor, "columns columns"]
-    text_basis: Float[Tensor, "columns columns"]
-    semantic_probability: Float[Tensor, " columns"]
 
 
 class StylePrototypes(nn.Module):
     """Semantic probability of every column, and what it was built from.
 
     All state lives in persistent fp32 buffers, so that it is saved, loaded, resumed and pushed with
-    the model: the style prototypes `vision` and `text` (K, R), `semantic_probability` (D,), the
-    feedback's `iteration`, `log_total_gain`, `performance` and `has_performance`; `pooled_share`,
-    how much of the score the pooled vectors are; with `canonical` also `image_basis` and
-    `text_basis` (D, D), orthonormal. `pico_hf.core.refinement` says what computes new values; only
-    `record`, `commit`, `restart` and `share_score` change them.
+    the model: `semantic_probability` (D,); `pooled_share`, how much of the score the pooled vectors
+    are; `iteration`, how many proposals have been tried; `evaluated`, whether the dev split was
+    scored since; and what the estimators keep, such as style prototypes `vision` and `text` (K, R)
+    or the bases `image_basis` and `text_basis` (D, D), orthonormal. `pico_hf.core.construction`
+    says what computes new values; only `note_evaluation`, `commit`, `settle`, `restart` and
+    `share_score` change them.
 
     Args:
         num_columns: D.
         num_prototypes: K, from 1 to D.
         num_instances: R, probe pairs.
-        canonical: True weighs rotated columns; the bases are the identity until they are committed.
+        estimators: What may propose, of `SOURCES`.
         feedback_temperature: τ, in rSum points.
 
     Raises:
         ValueError: If `num_prototypes` is not in [1, D].
     """
 
-    vision: Tensor
-    text: Tensor
     semantic_probability: Tensor
-    iteration: Tensor
-    log_total_gain: Tensor
-    performance: Tensor
-    has_performance: Tensor
     pooled_share: Tensor
+    iteration: Tensor
+    evaluated: Tensor
     image_basis: Tensor
     text_basis: Tensor
 
@@ -65,7 +48,7 @@ class StylePrototypes(nn.Module):
         num_prototypes: int,
         num_instances: int,
         *,
-        canonical: bool = False,
+        estimators: Collection[str] = tuple(SOURCES),
         feedback_temperature: float = 5.0,
     ) -> None:
         super().__init__()
@@ -74,22 +57,19 @@ class StylePrototypes(nn.Module):
                 f"`num_prototypes` must be between 1 and the {num_columns} columns of the encoder, "
                 f"got {num_prototypes}."
             )
-        self.num_prototypes, self.canonical = num_prototypes, canonical
+        self.sizes = Sizes(num_columns, num_prototypes, num_instances)
+        self.estimators = list(estimators)
         self.feedback_temperature = feedback_temperature
-        self.register_buffer("vision", torch.zeros(num_prototypes, num_instances))
-        self.register_buffer("text", torch.zeros(num_prototypes, num_instances))
-        self.register_buffer("semantic_probability", torch.ones(num_columns))
-        self.register_buffer("iteration", torch.zeros((), dtype=torch.long))
-        self.register_buffer("log_total_gain", torch.zeros(()))
-        self.register_buffer("performance", torch.zeros(()))
-        self.register_buffer("has_performance", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("pooled_share", torch.zeros(()))
-        if canonical:
-            self.register_buffer("image_basis", torch.eye(num_columns))
-            self.register_buffer("text_basis", torch.eye(num_columns))
-        self._aligned: bool | None = None  # None: ask the buffers
+        for name, buffer in self.declared().items():
+            self.register_buffer(name, started(buffer))
+        self.register_buffer("evaluated", torch.zeros((), dtype=torch.bool))
+        self._turns: bool | None = None  # None: ask the buffers
         self._share: float | None = None  # likewise, but a change asks at once, before any graph
         self.register_load_state_dict_post_hook(ask_again)
+
+    def declared(self) -> dict[str, Buffer]:
+        """Shape and start of every buffer but the flag `evaluated`."""
+        return declared_buffers(self.estimators, self.sizes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StylePrototypes:
         """Moves between devices but never casts: `.half()` would round the statistics for good."""
@@ -129,12 +109,30 @@ class StylePrototypes(nn.Module):
         with torch.autocast(tokens.features.device.type, enabled=False):
             return tokens.turned(basis.t() if back else basis)
 
+    def _rotates(self) -> bool:
+        if self._turns is None:  # only after a change, since asking waits for a GPU
+            bases = self._bases()
+            if torch.compiler.is_compiling():  # a graph cannot ask; the bases may be the identity
+                return bool(bases)
+            self._turns = any(not torch.equal(basis, _eye_like(basis)) for basis in bases)
+        return self._turns
+
+    def _bases(self) -> list[Tensor]:
+        return [self.image_basis, self.text_basis] if "image_basis" in self._buffers else []
+
     @property
-    def columns(self) -> CanonicalColumns:
-        """Bases and probability of the columns that are weighted, canonical or the encoder's."""
-        own = torch.eye(len(self.semantic_probability), device=self.semantic_probability.device)
-        bases = (self.image_basis, self.text_basis) if self.canonical else (own, own)
-        return CanonicalColumns(*bases, self.semantic_probability)
+    def form(self) -> ScoreForm:
+        """How tokens and pooled vectors meet now; later changes of state do not change it."""
+        found = ScoreForm(self.semantic_probability.clone(), self.score_share)
+        if not self._rotates():
+            return found
+        image, text = (basis.clone() for basis in self._bases())
+        return found._replace(image_basis=image, text_basis=text)
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """Every buffer by name."""
+        return dict(self.named_buffers(recurse=False))
 
     @property
     def score_share(self) -> float:
@@ -143,51 +141,33 @@ class StylePrototypes(nn.Module):
             self._share = float(self.pooled_share)
         return self._share
 
-    def _rotates(self) -> bool:
-        if self._aligned is None:  # only after a change, since asking waits for a GPU
-            if torch.compiler.is_compiling():  # a graph cannot ask; the bases may be the identity
-                return self.canonical
-            self._aligned = self.canonical and int(self.iteration) > 0
-        return self._aligned
-
     # ---- changes of state ------------------------------------------------------------------
 
     @torch.no_grad()
     def restart(self, num_instances: int) -> None:
-        """Forgets prototypes and feedback for a new probe set of `num_instances` pairs.
+        """Forgets all that was built, for a new probe set of `num_instances` pairs.
 
-        Prototypes of two probe sets are not comparable, so they cannot be fused. The semantic
-        probability of encoder columns stays until the next commit replaces it; canonical columns
-        become the encoder columns again, with uniform weights. Pooled vectors are no longer part of
-        the score, or at most half of it if that was set by hand.
+        Prototypes of two probe sets are not comparable, so they cannot be fused. Columns become the
+        encoder columns again, with uniform weights. Pooled vectors are no longer part of the score,
+        or at most half of it if that was set by hand.
         """
-        for name in ("vision", "text"):
-            shape = (self.num_prototypes, num_instances)
-            setattr(self, name, getattr(self, name).new_zeros(shape))
         # A share that feedback found is forgotten; of one that was set, tokens have to be a part.
-        self.pooled_share.clamp_(max=0.0 if int(self.iteration) > 0 else 0.5)
-        for name in ("iteration", "log_total_gain", "performance", "has_performance"):
-            getattr(self, name).zero_()
-        ask_again(self)
-        if self.canonical:
-            for basis in (self.image_basis, self.text_basis):
-                basis.copy_(torch.eye(len(basis)))
-            self.semantic_probability.fill_(1.0)
+        share = 0.0 if int(self.iteration) > 0 else min(self.score_share, 0.5)
+        self.sizes = self.sizes._replace(instances=num_instances)
+        for name, buffer in self.declared().items():
+            setattr(self, name, started(buffer).to(self.semantic_probability.device))
+        self.evaluated.fill_(False)
+        self.share_score(share)
 
     @torch.no_grad()
-    def record(self, *, performance: float) -> None:
-        """Notes the dev-split rSum of the model as it is, for the next Δ to be measured against.
+    def note_evaluation(self) -> None:
+        """The dev split was scored with the model as it is: a construction may follow."""
+        self.evaluated.fill_(True)
 
-        Args:
-            performance: rSum on the dev split, in points, finite.
-
-        Raises:
-            ValueError: If it is not finite.
-        """
-        if not math.isfinite(performance):
-            raise ValueError(f"`performance` must be finite, got {performance}.")
-        self.performance.fill_(performance)
-        self.has_performance.fill_(True)
+    @torch.no_grad()
+    def settle(self) -> None:
+        """A construction is over: the next one waits for another evaluation."""
+        self.evaluated.fill_(False)
 
     @torch.no_grad()
     def share_score(self, pooled_share: float) -> None:
@@ -205,35 +185,39 @@ class StylePrototypes(nn.Module):
         ask_again(self)
 
     @torch.no_grad()
-    def commit(
-        self,
-        *,
-        iteration: int,
-        log_total_gain: float,
-        semantic_probability: Float[Tensor, " columns"],
-        **state: Tensor,
-    ) -> None:
-        """Takes over what an iteration of the construction has found.
+    def commit(self, form: ScoreForm, *, proposals: int = 1, **memory: Any) -> None:
+        """Takes over what a construction has found.
 
         Args:
-            iteration: n, how many prototypes or candidates were fused.
-            log_total_gain: log G_n.
-            semantic_probability: p (D,) in [0, 1].
-            state: New values of other buffers: `vision` and `text`, `image_basis` and `text_basis`.
+            form: How tokens and pooled vectors meet from now on.
+            proposals: How many were tried for it.
+            memory: New values of what the estimator keeps.
 
         Raises:
-            ValueError: If a value is NaN or infinite; then nothing is changed.
+            ValueError: If a value is NaN or infinite, or if the form rotates columns and no
+                estimator of this model does; then nothing is changed.
         """
-        for name, value in {"semantic_probability": semantic_probability, **state}.items():
-            if not bool(torch.isfinite(value).all()):
+        values = {"semantic_probability": form.semantic_probability, **memory}
+        if self._bases():
+            own = _eye_like(self.image_basis)
+            values["image_basis"] = own if form.image_basis is None else form.image_basis
+            values["text_basis"] = own if form.text_basis is None else form.text_basis
+        elif form.image_basis is not None:
+            raise ValueError(
+                "`form` rotates columns, which no estimator of this model does. Add 'canonical' to "
+                f"`estimators`, which are {', '.join(self.estimators) or 'none'}."
+            )
+        for name, value in values.items():
+            if not bool(torch.isfinite(torch.as_tensor(value)).all()):
                 raise ValueError(f"`{name}` must be finite, got NaN or infinity.")
-        self.iteration.fill_(iteration)
-        self.log_total_gain.fill_(log_total_gain if math.isfinite(log_total_gain) else 0.0)
-        self.has_performance.fill_(False)
-        self.semantic_probability.copy_(semantic_probability)
-        for name, value in state.items():
+        for name, value in values.items():
             getattr(self, name).copy_(torch.as_tensor(value))
-        ask_again(self)
+        self.iteration += proposals
+        self.share_score(form.pooled_share)
+
+
+def _eye_like(square: Tensor) -> Tensor:
+    return torch.eye(len(square), dtype=square.dtype, device=square.device)
 
 
 def ask_again(module: StylePrototypes, _: Any = None) -> None:
@@ -242,5 +226,5 @@ def ask_again(module: StylePrototypes, _: Any = None) -> None:
     Args:
         module: Some prototypes.
     """
-    module._aligned = None
+    module._turns = None
     module._share = None if module.pooled_share.is_meta else float(module.pooled_share)

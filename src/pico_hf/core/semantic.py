@@ -209,22 +209,3 @@ def semantic_probability(
     """
     vision = style_score(image_columns, image_prototypes)
     return 1.0 - 0.5 * (vision + style_score(text_columns, text_prototypes))
-
-
-def column_weights(probability: Float[Tensor, " columns"]) -> Float[Tensor, " columns"]:
-    """Computes w_d = D·p_d / Σp. Their mean is 1, so margins and temperatures keep their meaning.
-
-    Args:
-        probability: p (D,) in [0, 1]; if all are zero, all weights are one.
-
-    Returns:
-        (D,), >= 0, fp32.
-
-    Example:
-        >>> column_weights(torch.tensor([0.75, 0.25])).tolist()
-        [1.5, 0.5]
-    """
-    probability = probability.float()
-    mean = probability.mean()
-    # On the device: this runs in every forward pass, and a branch would wait for the GPU.
-    return torch.where(mean == 0, torch.ones_like(probability), probability / mean)

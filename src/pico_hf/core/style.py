@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pico_hf.core.prototypes import StylePrototypes
-from pico_hf.core.semantic import ColumnStatistics, standardise
+from pico_hf.core.estimator import Bank, Memory, TrainingPairs
+from pico_hf.core.score_form import ScoreForm
+from pico_hf.core.semantic import (
+    ColumnStatistics,
+    column_statistics,
+    semantic_probability,
+    standardise,
+)
 
 
 def style_prototypes(
@@ -49,45 +58,68 @@ def style_prototypes(
     return centroids if warm_start is None else centroids[_matching(warm_start, centroids)]
 
 
-@torch.no_grad()
-def propose_style(
-    prototypes: StylePrototypes, statistics: ColumnStatistics
-) -> tuple[Tensor, Tensor]:
-    """New style prototypes from the probe set's statistics; changes nothing.
+class StyleClusters:
+    """Proposes style prototypes, clusters of encoder columns; semantic is what is not like style.
 
-    Args:
-        prototypes: Give K, R and, after the first iteration, the warm start.
-        statistics: Columns (D, R) of both modalities and p̂.
-
-    Returns:
-        (μ̂ vision (K, R), μ̂ text (K, R)).
-
-    Raises:
-        ValueError: If the prototypes weigh canonical columns, or if the statistics are not those of
-            D columns and R instances.
+    New prototypes are fused into those that are there, μ^(n) = (1 - η_n) μ^(n-1) + η_n μ̂^(n), and
+    column weights follow from them and from the statistics of the network as it is now.
     """
-    if prototypes.canonical:
-        raise ValueError(
-            '`estimator="canonical"` has no style prototypes to refine. Call `align_columns`, or '
-            'choose `estimator="paper"`.'
-        )
-    expected = (len(prototypes.semantic_probability), prototypes.vision.shape[1])
-    got = tuple(statistics.image_columns.shape)
-    if got != expected:
-        raise ValueError(
-            f"`statistics` must hold (columns, instances) = {expected}, got {got}. Call "
-            "`restart(num_instances=…)` before refining on another probe set."
-        )
-    style = 1.0 - statistics.pseudo_semantic_probability
-    started = int(prototypes.iteration) > 0
-    vision, text = (
-        style_prototypes(columns, style, prototypes.num_prototypes, current if started else None)
-        for columns, current in (
-            (statistics.image_columns, prototypes.vision),
-            (statistics.text_columns, prototypes.text),
-        )
-    )
-    return vision, text
+
+    source = "style"
+    needs_feedback = False
+    picks = False
+
+    def collect(self, pairs: TrainingPairs) -> ColumnStatistics:
+        """Takes the column statistics of the probe set."""
+        return ColumnStatistics.concatenate([column_statistics(*batch) for batch in pairs.probe()])
+
+    def memory(self, bank: Bank) -> Memory:
+        """The prototypes that are there; the first ones have nothing to be fused with."""
+        state = bank.state
+        tensors, count = (state["vision"], state["text"]), int(state["style_iteration"])
+        log_total = float(state["log_total_gain"]) if count else -math.inf
+        return Memory(tensors, count, log_total, rest=0)
+
+    def propose(self, bank: Bank, statistics: ColumnStatistics) -> list[tuple[Tensor, ...]]:
+        """One pair of new prototypes: μ̂ of the images (K, R) and of the texts (K, R).
+
+        Raises:
+            ValueError: If the statistics are not those of D columns and R instances.
+        """
+        expected = (bank.sizes.columns, bank.sizes.instances)
+        got = tuple(statistics.image_columns.shape)
+        if got != expected:
+            raise ValueError(
+                f"`statistics` must hold (columns, instances) = {expected}, got {got}. Call "
+                "`restart(num_instances=…)` before refining on another probe set."
+            )
+        style = 1.0 - statistics.pseudo_semantic_probability
+        memory, count = self.memory(bank), bank.sizes.prototypes
+        columns = statistics.image_columns, statistics.text_columns
+        return [
+            tuple(
+                style_prototypes(side, style, count, before if memory.proposals else None)
+                for side, before in zip(columns, memory.tensors, strict=True)
+            )
+        ]
+
+    def form(
+        self, bank: Bank, statistics: ColumnStatistics, tensors: tuple[Tensor, ...]
+    ) -> ScoreForm:
+        """Weights of the encoder columns; the share of pooled vectors stays."""
+        return ScoreForm(self.probability(statistics, *tensors), bank.form.pooled_share)
+
+    def probability(self, statistics: ColumnStatistics, vision: Tensor, text: Tensor) -> Tensor:
+        """P (D,) in [0, 1]: one minus how like a style each column is."""
+        sides = statistics.image_columns, statistics.text_columns
+        return semantic_probability(*sides, vision.to(sides[0]), text.to(sides[1]))
+
+    def stored(self, memory: Memory) -> dict[str, Any]:
+        """Prototypes and counters."""
+        vision, text = memory.tensors
+        log_total = memory.log_total if math.isfinite(memory.log_total) else 0.0
+        counters = {"style_iteration": memory.proposals, "log_total_gain": log_total}
+        return {"vision": vision, "text": text, **counters}
 
 
 def _matching(

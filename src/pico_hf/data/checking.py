@@ -119,10 +119,18 @@ def stored_images(rows: datasets.Dataset, image: str) -> tuple[datasets.Dataset,
     images = rows.select_columns(image)
     if image != "image":
         images = images.rename_column(image, "image")
-    if getattr(images.features["image"], "dtype", None) == "string_view":
-        images = images.cast_column("image", datasets.Value("string"))
-    encoded = images.cast_column("image", datasets.Image(decode=False))
-    return images.cast_column("image", datasets.Image(decode=True)), read_encoded(encoded["image"])
+    try:
+        if getattr(images.features["image"], "dtype", None) == "string_view":
+            images = images.cast_column("image", datasets.Value("string"))
+        encoded = images.cast_column("image", datasets.Image(decode=False))
+        images = images.cast_column("image", datasets.Image(decode=True))
+    except Exception as error:  # of datasets, pyarrow, numpy, Pillow
+        line = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"Column `{image}` must hold images, paths or bytes, and cannot be read as such "
+            f"({type(error).__name__}: {line}). Name another with `image_column`."
+        ) from error
+    return images, read_encoded(encoded["image"])
 
 
 def _made(

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
 from pico_hf.data.columns import find_in_row, texts_of
+from pico_hf.data.image_files import pixel_budget
 from pico_hf.data.image_modes import colour_of
 from pico_hf.data.images import as_rgb
 from pico_hf.data.token_store import POOLED_KEYS
@@ -81,7 +82,7 @@ class PicoCollator:
             type(self.image_processor).__qualname__,
             self.image_processor.to_dict(),
             _tokenizer_content(self.tokenizer),
-            (self.max_length, self.fixed_length, self.background),
+            (self.max_length, self.fixed_length, self.background, pixel_budget()),
         )
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 

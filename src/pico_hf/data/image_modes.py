@@ -9,6 +9,7 @@ RGB = tuple[int, int, int]
 
 # Values of 32-bit images are read as the smallest of these depths that holds them.
 _DEPTHS = (1, 8, 10, 12, 14, 16)
+_STRIP = 2**20  # values that are scaled at a time, in 8 bytes each
 
 
 def colour_of(background: str | tuple[int, int, int]) -> RGB:
@@ -124,9 +125,13 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     low, high = _range(values)
     if low == high:  # a constant that no range says anything about: neither black nor white
         return np.full(values.shape, 128, np.uint8)
-    # Halves keep the difference of the largest floats finite.
-    scaled = (values.astype(np.float64) / 2 - low / 2) / (high / 2 - low / 2)
-    return np.rint(scaled * 255).astype(np.uint8)
+    shown = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), rows := max(1, _STRIP * len(values) // values.size)):
+        strip = values[start : start + rows].astype(np.float64)
+        # Halves keep the difference of the largest floats finite.
+        scaled = (strip / 2 - low / 2) / (high / 2 - low / 2)
+        shown[start : start + rows] = np.rint(scaled * 255)
+    return shown
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

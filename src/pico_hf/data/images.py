@@ -7,9 +7,6 @@ bytes to the last conversion: an image that passes the check is one that trains.
 from __future__ import annotations
 
 import io
-import os
-import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +16,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from pico_hf.data.image_files import TooLargeError, file_bytes, loaded, short
 from pico_hf.data.image_modes import array_to_rgb, colour_of, image_to_rgb
-
-REFUSED_FORMATS = ("EPS",)  # PIL starts Ghostscript to read PostScript
-# The path of a file is shorter; a longer text, or one that starts so, holds an image as base64.
-LONGEST_PATH = 4096
-BASE64_STARTS = ("data:", "iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,8 +46,9 @@ def as_rgb(image: Any, background: str | tuple[int, int, int] = "white") -> Imag
         background: A plain colour, which shows where the image is transparent.
 
     Raises:
-        ValueError: If it is none of them, a URL, an image in PostScript or one that cannot be read
-            (damaged, too large, of an unknown format, without pixels, not finite).
+        ValueError: If it is none of them, a URL, a file of a format beyond
+            `image_files.READ_FORMATS`, or an image that cannot be read (damaged, above the budget
+            of `image_files.MAX_PIXELS` and no JPEG, without pixels, not finite).
     """
     colour = colour_of(background)
     with _named():
@@ -92,13 +86,6 @@ def is_url(value: Any) -> bool:
     return isinstance(value, str) and "://" in value
 
 
-def is_base64(text: str) -> bool:
-    """Whether a text is an image in base64 rather than the path of a file."""
-    if len(text) > LONGEST_PATH:
-        return True
-    return text.startswith(BASE64_STARTS) and not os.path.exists(text)
-
-
 @contextmanager
 def _named() -> Iterator[None]:
     """Turns any error of reading into one that names the argument."""
@@ -123,24 +110,8 @@ def _converted(image: Any, background: tuple[int, int, int]) -> Image.Image:
 
 def _opened(value: Any) -> Image.Image:
     """The PIL image of a value, loaded and upright."""
-    source = _source(value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an entry that cannot be read is left out
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if isinstance(source, bytes):
-            if not source:
-                raise ValueError("it has no bytes")
-            Image.init()
-            formats = [name for name in Image.ID if name not in REFUSED_FORMATS]
-            image = Image.open(io.BytesIO(source), formats=formats)
-        else:
-            image = source
-        if image.format in REFUSED_FORMATS:
-            raise ValueError(f"files in {image.format} are not read: convert it to PNG or JPEG")
-        if 0 in image.size:
-            raise ValueError(f"it has no pixels: its size is {image.size}")
-        image.load()
-        return _upright(image)
+    source, name = _source(value)
+    return _upright(loaded(source, name))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -160,57 +131,43 @@ def _upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _source(value: Any) -> Image.Image | bytes:
-    """A PIL image, or the bytes of a file."""
-    kind = type(value).__name__
+def _source(value: Any) -> tuple[Image.Image | bytes, str]:
+    """A PIL image, or the bytes of a file; its name in messages."""
+    kind, name = type(value).__name__, "the image"
     if isinstance(value, dict):
         kind = f"a dict with {', '.join(map(repr, value)) or 'no entries'}"
+        name = str(value.get("path") or name)
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
     if is_url(value):
         raise _WrongKindError(
-            f"`image` must be a PIL image, a path or bytes, got the URL {_short(repr(value))}. "
+            f"`image` must be a PIL image, a path or bytes, got the URL {short(repr(value))}. "
             "Nothing is fetched here: download it first, for example with `transformers."
             "image_utils.load_image`."
         )
     if isinstance(value, io.BytesIO):
-        return value.getvalue()
+        return value.getvalue(), name
     if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
+        return bytes(value), name
     if isinstance(value, str | Path):
-        return file_bytes(value)
+        return file_bytes(value), str(value)
     if not isinstance(value, Image.Image):
         raise _WrongKindError(
             "`image` must be a PIL image, a path or bytes, or a dict with one of them as 'path' or "
             f"'bytes', or an array of pixels, got {kind}."
         )
-    return value
-
-
-def file_bytes(path: str | Path) -> bytes:
-    """The bytes of a plain file; pipes and devices are not opened."""
-    text = os.fspath(path)
-    if is_base64(text):
-        raise ValueError(
-            f"a text of {len(text)} characters is no path: decode base64 with `base64.b64decode`"
-        )
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{_short(text)} is no plain file")
-    return Path(path).read_bytes()
+    return value, str(getattr(value, "filename", "") or name)
 
 
 def reason(error: Exception) -> str:
     """What went wrong, in one short line."""
     if isinstance(error, UnidentifiedImageError):  # its message shows an address in memory
-        refused = " and ".join(REFUSED_FORMATS)
-        return f"its format is unknown or its header is damaged; {refused} files are not read"
+        return "its format is unknown or its header is damaged; EPS files are not read"
+    if isinstance(error, TooLargeError):
+        return str(error)
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels, `PIL.Image.MAX_IMAGE_PIXELS`"
     if isinstance(error, FileNotFoundError):
-        return f"there is no file {_short(str(error.filename))}"
+        return f"there is no file {short(str(error.filename))}"
     message = " ".join(str(error).split())
     known = isinstance(error, ValueError | OSError | SyntaxError) and message
-    return _short(message if known else f"{type(error).__name__}: {message}".rstrip(": "))
-
-
-def _short(text: str, longest: int = 160) -> str:
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return short(message if known else f"{type(error).__name__}: {message}".rstrip(": "))

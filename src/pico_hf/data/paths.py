@@ -103,12 +103,29 @@ def _kind_and_folder(file: str) -> tuple[str, str]:
 def _load_group(
     suffix: str, folder: str, files: list[str], image_column: str | None
 ) -> datasets.Dataset:
-    rows = datasets.load_dataset(
-        BUILDERS[suffix], data_files=files, split="train", **OPTIONS.get(suffix, {})
-    )
+    rows = _read_tables(suffix, files)
     if image_column is not None:
         require_column(rows.column_names, "image_column", image_column)
     return resolve_paths(rows, image_column or find_image_column(rows), folder)
+
+
+def _read_tables(suffix: str, files: list[str]) -> datasets.Dataset:
+    """Rows of files of one kind; ValueError in one line whatever their reader raises."""
+    try:
+        return datasets.load_dataset(
+            BUILDERS[suffix], data_files=files, split="train", **OPTIONS.get(suffix, {})
+        )
+    except (FileNotFoundError, PermissionError, ConnectionError):
+        raise
+    except Exception as error:  # of datasets, pyarrow, pandas, json
+        cause = error.__cause__ or error.__context__ or error
+        line = " ".join(str(cause).split())[:400]
+        several = f" or one of {len(files) - 1} more" if len(files) > 1 else ""
+        raise ValueError(
+            f"`files` must hold rows, and '{files[0]}'{several} cannot be read as "
+            f"{BUILDERS[suffix]} ({type(cause).__name__}: {line}). Write it again, or repair the "
+            "line that is named."
+        ) from error
 
 
 def resolve_paths(rows: datasets.Dataset, column: str, folder: str) -> datasets.Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pico_hf.data.image_files import short
 from pico_hf.data.images import as_rgb
 
 
@@ -46,6 +47,8 @@ def caption_rows(texts: Sequence[str]) -> RawRows:
 
 
 def _some(items: Any, name: str) -> Sequence[Any]:
+    if isinstance(items, Mapping):
+        raise ValueError(f"`{name}` must be a list, got {type(items).__name__}.")
     try:
         items = items if hasattr(items, "__getitem__") else list(items)
         count = len(items)
@@ -73,7 +76,7 @@ def _readable(number: int, image: Any, background: tuple[int, int, int]) -> dict
     try:
         return {"image": as_rgb(image, background)}
     except ValueError as error:
-        name = f" ({os.fspath(image)!r})" if isinstance(image, str | os.PathLike) else ""
+        name = f" ({short(repr(os.fspath(image)))})" if isinstance(image, str | os.PathLike) else ""
         raise ValueError(f"`images`[{number}]{name}: {error}") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -12,7 +11,8 @@ from datasets.utils import tqdm
 
 from pico_hf.data.columns import find_in_row, not_found
 from pico_hf.data.identity import content_digest, pixel_digest
-from pico_hf.data.images import as_rgb, file_bytes, image_problem, is_url, reason
+from pico_hf.data.image_files import file_bytes
+from pico_hf.data.images import as_rgb, image_problem, is_url, reason
 
 _READ_TWICE = 8  # rows: an image that is flipped every other time changes in one of them
 
@@ -165,7 +165,7 @@ def _stored_read(value: dict[str, Any] | None) -> Read | None:
     if value["bytes"] is not None:
         digest = content_digest(value["bytes"])
         return Read(None, digest, digest)
-    return Read(None, content_digest(Path(value["path"]).read_bytes()), _path_key(value["path"]))
+    return Read(None, content_digest(file_bytes(value["path"])), _path_key(value["path"]))
 
 
 def _path_key(path: str) -> str:

@@ -30,12 +30,14 @@ class TokenStore(Dataset):
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
-        self._ends = np.load(folder / "ends.npy", allow_pickle=False)
-        flat = np.memmap(folder / "tokens.f16", dtype=np.float16, mode="r")
-        self._tokens = flat.reshape(self._ends[-1], -1)  # (all tokens, hidden)
         self._pooled: np.ndarray | None = None
-        if (pooled := folder / "pooled.f16").exists():
-            self._pooled = np.memmap(pooled, dtype=np.float16, mode="r").reshape(len(self), -1)
+        try:
+            self._ends = _ends(folder / "ends.npy")
+            self._tokens = _matrix(folder / "tokens.f16", int(self._ends[-1]))
+            if (pooled := folder / "pooled.f16").exists():
+                self._pooled = _matrix(pooled, len(self))
+        except Exception as error:  # whatever numpy makes of a damaged file
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -46,10 +48,19 @@ class TokenStore(Dataset):
         With the state (hidden,) of the token that the encoder pools, if it is one.
         """
         start = self._ends[row - 1] if row else 0
-        found = {self.key: torch.from_numpy(np.array(self._tokens[start : self._ends[row]]))}
+        found = {self.key: np.array(self._tokens[start : self._ends[row]])}
         if self._pooled is not None:
-            found[POOLED_KEYS[self.key]] = torch.from_numpy(np.array(self._pooled[row]))
-        return found
+            found[POOLED_KEYS[self.key]] = np.array(self._pooled[row])
+        if not all(map(_finite, found.values())):
+            raise self._damaged(f"row {row} has values that are not finite")
+        return {name: torch.from_numpy(values) for name, values in found.items()}
+
+    def _damaged(self, reason: str) -> ValueError:
+        line = " ".join(reason.split())[:300]
+        return ValueError(
+            f"The cached features in '{self.folder}' are damaged ({line}). Delete them with "
+            "`pico-hf cache --clear`; they are computed again when they are needed."
+        )
 
     @staticmethod
     def write(folder: Path, batches: Iterator[TokenFeatures]) -> None:
@@ -65,6 +76,30 @@ class TokenStore(Dataset):
         if pooled:
             (folder / "pooled.f16").write_bytes(np.concatenate(pooled).tobytes())
         np.save(folder / "ends.npy", np.cumsum(ends))
+
+
+def _ends(path: Path) -> np.ndarray:
+    """(rows,) int64, where each row's tokens end."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, kind = np.lib.format.read_array_header_1_0(file)
+        if kind != np.int64 or len(shape) != 1 or shape[0] * 8 != path.stat().st_size - file.tell():
+            raise ValueError(f"ends.npy is of shape {shape} and type {kind}")
+    ends = np.load(path, allow_pickle=False)
+    if not len(ends) or int(np.diff(ends, prepend=0).min()) < 1:
+        raise ValueError("a row has no tokens")
+    return ends
+
+
+def _matrix(path: Path, rows: int) -> np.ndarray:
+    """(rows, hidden) float16 of a file, mapped into memory."""
+    return np.memmap(path, dtype=np.float16, mode="r").reshape(rows, -1)
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether float16 has neither NaN nor infinity: such numbers have all bits of the exponent."""
+    bits = values.view(np.uint16)
+    return bool((bits & np.uint16(0x7C00)).max(initial=0) < 0x7C00)
 
 
 def _half(states: torch.Tensor) -> np.ndarray:

@@ -86,6 +86,8 @@ class EncoderSpec:
         logit_scale: Attribute with the logarithm of the scale, None if there is none.
         logit_bias: Attribute with the bias, None if there is none.
         temperature: Attribute that similarities are divided by, None if there is none.
+        joined: True if two towers are usually joined by newly drawn projections, so that such an
+            encoder may never have been trained as a whole.
         label: What people call it; rows without one are not listed.
         note: What a user should know about its tokens.
     """
@@ -95,6 +97,7 @@ class EncoderSpec:
     logit_scale: str | None = "logit_scale"
     logit_bias: str | None = None
     temperature: str | None = None
+    joined: bool = False
     label: str = ""
     note: str = ""
 

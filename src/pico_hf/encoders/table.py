@@ -26,7 +26,7 @@ def _clip(label: str) -> EncoderSpec:
 
 
 def _pair(label: str, image: TokenMap, note: str = "") -> EncoderSpec:
-    return EncoderSpec(image, _POOLER_TEXT, label=f"{label} + a text tower", note=note)
+    return EncoderSpec(image, _POOLER_TEXT, joined=True, label=f"{label} + a text tower", note=note)
 
 
 _SIGLIP2_IMAGE = TokenMap(

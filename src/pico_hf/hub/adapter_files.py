@@ -18,6 +18,7 @@ from pico_hf.hub.adapter_rules import (
     only_adapter,
     suffix_value,
 )
+from pico_hf.hub.errors import shortened
 from pico_hf.hub.files import find_file, read_json, refuse_pickle, write_json
 from pico_hf.hub.prototype_values import WEIGHTS_FILE as PROTOTYPES_FILE
 from pico_hf.hub.prototype_values import check_values, refuse_stale
@@ -180,7 +181,7 @@ def _pico_fields(raw: dict[str, Any]) -> dict[str, Any]:
     try:
         PicoConfig(**knobs)
     except Exception as error:  # strict fields raise a class of their own
-        raise ValueError(f"config.json is not valid: {' '.join(str(error).split())}") from error
+        raise ValueError(f"config.json is not valid: {shortened(error)}") from error
     if lost := sorted(set(PROTOTYPE_FIELDS) - knobs.keys()):
         raise ValueError(f"config.json lacks {', '.join(lost)}. Save the adapter again.")
     return knobs

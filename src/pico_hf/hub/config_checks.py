@@ -13,11 +13,14 @@ from transformers.initialization import no_init_weights
 
 from pico_hf.configuration_pico import PicoConfig
 from pico_hf.encoders.table import encoder_class
-from pico_hf.hub.errors import plain_build
+from pico_hf.hub.errors import plain_build, shortened
 
 # Far more than any tower has; what a stranger's file says beyond that is no label or layer.
 _MOST_LABELS = 100_000
 _DEEPEST = 64
+# What a model meets when it is called, long after it was built.
+_FLAGS = ("output_hidden_states", "output_attentions", "return_dict", "use_return_dict")
+_IDS = ("_token_id", "_token_index")
 # Heads that a checkpoint lacks are small beside the towers that it has.
 _SLACK, _SPARE = 2, 10_000_000
 _PACKED = 16  # 2-bit numbers in 32-bit words
@@ -37,7 +40,17 @@ def check_config(
         ValueError: If a value has the wrong type, or if the model would be far larger than what the
             files hold.
     """
-    for key, value in _numbers(raw):
+    for key, value in _values(raw):
+        if (key in _FLAGS and not (isinstance(value, int) or value is None)) or (
+            key.endswith(_IDS) and not _is_id(value)
+        ):
+            raise ValueError(
+                f"`{key}` in config.json of '{os.fspath(path)}' must be "
+                f"{'true or false' if key in _FLAGS else 'a whole number below 2^31'}, got "
+                f"{shortened(repr(value), 80)}. Save the model again."
+            )
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
         limit = _limit(key, shapes)
         if limit is not None and value > limit:
             raise ValueError(
@@ -85,15 +98,21 @@ def described(raw: Mapping[str, Any]) -> PreTrainedConfig:
     return AutoConfig.for_model(raw["model_type"], **values)
 
 
-def _numbers(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, int | float]]:
-    """Every number of a configuration with its key, those in lists with that of the list."""
+def _is_id(value: Any) -> bool:
+    return value is None or (type(value) is int and abs(value) < 2**31)
+
+
+def _values(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration with its key, those in lists with that of the list."""
     if depth > _DEEPEST:
         raise ValueError("config.json is nested too deeply. Do not trust this file.")
     if isinstance(value, Mapping):
+        if key in _FLAGS or key.endswith(_IDS):
+            yield key, value
         for name, item in value.items():
-            yield from _numbers(item, str(name), depth + 1)
+            yield from _values(item, str(name), depth + 1)
     elif isinstance(value, list):
         for item in value:
-            yield from _numbers(item, key, depth + 1)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _values(item, key, depth + 1)
+    else:
         yield key, value

@@ -63,13 +63,28 @@ def plain_build(path: str | os.PathLike, files: str = "files") -> Iterator[None]
     except (OSError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        line = " ".join(str(error).split())
-        if isinstance(error, ValueError) and line == str(error):
+        line = shortened(error)
+        if isinstance(error, ValueError) and line == str(error) and _is_ours(error):
             raise
         raise ValueError(
             f"'{os.fspath(path)}' cannot be built from its {files} ({type(error).__name__}: "
             f"{line}). Check its configuration, or the keywords that were passed."
         ) from error
+
+
+def shortened(text: object, longest: int = 600) -> str:
+    """A text in one line, cut where it repeats a file's content at length."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else f"{line[:longest]}…"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error, so that it says what came and what to do."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0] == __name__.partition(".")[0]
 
 
 def refuse_missing(path: str | os.PathLike) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-from pico_hf.hub.errors import plain_errors, refuse_missing
+from pico_hf.hub.errors import plain_errors, refuse_missing, shortened
 
 HUB_OPTIONS = (
     "cache_dir",
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RecursionError,
     ) as error:  # no UTF-8, no JSON, huge numbers
         raise ValueError(
-            f"{path.name} is not valid JSON ({' '.join(str(error).split())}). Download it again."
+            f"{path.name} is not valid JSON ({shortened(error)}). Download it again."
         ) from error
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} must hold a JSON object, got {type(values).__name__}.")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, VisionTextDualEncoderModel
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder
-from pico_hf.encoders.logit_scale import logit_scale
+from pico_hf.encoders.logit_scale import logit_scale, trusted_share
 from pico_hf.encoders.table import ENCODERS, architecture
 from pico_hf.hub.adapter_files import has_adapter
 from pico_hf.hub.adapter_loading import merge_adapter
@@ -101,7 +101,6 @@ def wrap_encoder(
         fields: Of [`PicoConfig`].
     """
     new = fallback_projection and architecture(encoder) not in ENCODERS
-    share = pooled_share or 0.0
     if new:
         widths = fallback_widths(encoder)
         fields = {**fields, "fallback_widths": widths}
@@ -115,6 +114,7 @@ def wrap_encoder(
         check_encoder(encoder)
     model = model_class(PicoConfig(encoder_config=encoder.config.to_dict(), **fields), encoder)
     log_scale, bias = logit_scale(encoder)
+    share = trusted_share(encoder) if pooled_share is None else pooled_share
     model.prototypes.share_score(share)
     with torch.no_grad():
         model.logit_scale.fill_(log_scale - math.log(2.0 - share))  # S spans twice a cosine's range

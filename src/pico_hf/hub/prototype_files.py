@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers.utils import PushToHubMixin
 
 from pico_hf.configuration_pico import PROTOTYPE_FIELDS, PicoConfig
 from pico_hf.core.prototypes import StylePrototypes, ask_again
+from pico_hf.core.state import SOURCES
 from pico_hf.encoders.projection_modules import embedding_dim, projection_parameters
 from pico_hf.hub.errors import plain_errors
 from pico_hf.hub.files import find_file, read_json, refuse_pickle
@@ -24,15 +26,6 @@ from pico_hf.hub.fingerprint import encoder_fingerprint
 from pico_hf.hub.permissions import ordinary_permissions
 from pico_hf.hub.prototype_checks import FACTS_FILE, WEIGHTS_FILE, check_buffers, checked_fields
 from pico_hf.hub.tensors import checked_tensors
-
-_STATISTICS = (
-    *("vision", "text", "semantic_probability"),
-    "log_total_gain",
-    "performance",
-    "pooled_share",
-    "image_basis",
-    "text_basis",
-)
 
 
 def _fingerprint(encoder: PreTrainedModel) -> dict[str, str]:
@@ -63,14 +56,14 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     A model's own prototypes are part of its `model.safetensors`; the files written here hand them
     to somebody who has the encoder already. `prototypes.safetensors` has the buffers,
-    `prototypes.json` says what they are: D, K, R, estimator, τ, the package's version and the
+    `prototypes.json` says what they are: D, K, R, estimators, τ, the package's version and the
     encoder's fingerprint.
 
     Args:
         num_columns: D.
         num_prototypes: K, from 1 to D.
         probe_size: R, pairs of the probe set.
-        estimator: See [`PicoConfig`].
+        estimators: See [`PicoConfig`].
         feedback_temperature: τ, in rSum points.
 
     Raises:
@@ -78,7 +71,11 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
     """
 
     # What is loaded in fp32 whatever the model's type; counts and flags keep their own types.
-    exact_buffers = tuple(f"prototypes.{name}" for name in _STATISTICS)
+    exact_buffers = tuple(
+        f"prototypes.{name}"
+        for name, value in StylePrototypes(2, 1, 2).named_buffers()
+        if value.is_floating_point()
+    )
 
     def __init__(
         self,
@@ -86,17 +83,16 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
         num_prototypes: int,
         probe_size: int,
         *,
-        estimator: str = "canonical",
+        estimators: Collection[str] = tuple(SOURCES),
         feedback_temperature: float = 5.0,
     ) -> None:
         super().__init__(
             num_columns,
             num_prototypes,
             probe_size,
-            canonical=estimator == "canonical",
+            estimators=estimators,
             feedback_temperature=feedback_temperature,
         )
-        self.estimator = estimator
         self.fingerprint: dict[str, str] | None = None
         self._link = _EncoderLink()
 
@@ -115,10 +111,10 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
 
     def init_buffers(self) -> None:
         """Sets every buffer that was not loaded to what new prototypes have."""
-        first = {"semantic_probability": init.ones_, "image_basis": init.eye_}
-        first["text_basis"] = init.eye_
-        for name, buffer in self.named_buffers(recurse=False):
-            first.get(name, init.zeros_)(buffer)
+        first = {"ones": init.ones_, "eye": init.eye_}
+        for name, buffer in self.declared().items():
+            first.get(buffer.start, init.zeros_)(getattr(self, name))
+        init.zeros_(self.evaluated)
         ask_again(self)
 
     def place_beside(self, encoder: PreTrainedModel) -> None:
@@ -167,9 +163,14 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
         return cls._build(read_json(facts_file), dict(checked_tensors(weights)))
 
     @property
+    def num_prototypes(self) -> int:
+        """K, per modality."""
+        return self.sizes.prototypes
+
+    @property
     def probe_size(self) -> int:
         """R, pairs of the probe set."""
-        return self.vision.shape[1]
+        return self.sizes.instances
 
     @property
     def config_fields(self) -> dict[str, Any]:
@@ -220,7 +221,7 @@ class PicoPrototypes(StylePrototypes, PushToHubMixin):
     @classmethod
     def _build(cls, facts: dict[str, Any], buffers: dict[str, Tensor]) -> PicoPrototypes:
         fields = checked_fields(facts)
-        check_buffers(facts, buffers)
+        check_buffers(facts, buffers)  # before anything of these sizes is made
         prototypes = cls(facts["num_columns"], **fields)
         prototypes.load_state_dict(buffers)
         prototypes.fingerprint = dict(facts["encoder_fingerprint"])

@@ -38,8 +38,9 @@ def check_values(buffers: Mapping[str, Tensor], file: str) -> None:
     share = buffers.get("pooled_share")
     if share is not None and not 0.0 <= float(share.sum()) <= 1.0:
         raise ValueError(f"`pooled_share` in {file} must be in [0, 1].")
-    if int(buffers.get("iteration", torch.zeros(())).sum()) < 0:
-        raise ValueError(f"`iteration` in {file} must not be negative.")
+    for name in ("iteration", "style_iteration"):
+        if int(buffers.get(name, torch.zeros(())).sum()) < 0:
+            raise ValueError(f"`{name}` in {file} must not be negative.")
 
 
 def refuse_stale(found: Path | None, own: Mapping[str, Tensor], file: str) -> None:

@@ -73,10 +73,12 @@ def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
                 f"`prototypes.{name}` in the weights has the shape {found}, but (`num_prototypes`, "
                 f"`probe_size`) are {expected}. Load the model with the values it was saved with."
             )
-    if "image_basis" in stored.prototypes and config.get("estimator", "canonical") != "canonical":
+    sources = config.get("estimators", PicoConfig.estimators)
+    if "image_basis" in stored.prototypes and "canonical" not in sources:
         raise ValueError(
-            f"`estimator` is {config['estimator']!r}, but the weights were saved with "
-            "'canonical': their columns are not the encoder columns. Load the model with that."
+            f"`estimators` are {', '.join(map(str, sources))}, but the weights were saved with "
+            "'canonical' among them: their columns are not the encoder columns. Load the model "
+            "with that."
         )
     check_values(stored.prototypes, stored.file)
 

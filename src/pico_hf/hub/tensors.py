@@ -51,8 +51,9 @@ def checked_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
                     digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
                 yield name, tensor
     except SafetensorError as error:
+        line = " ".join(str(error).split())[:600]  # it may repeat the header at length
         raise ValueError(
-            f"{path.name} is not a whole safetensors file ({error}). Download or save it again."
+            f"{path.name} is not a whole safetensors file ({line}). Download or save it again."
         ) from error
     if announced and digest.hexdigest() != announced:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pico_hf.hub.errors import shortened
 from pico_hf.hub.files import find_file, read_json, refuse_pickle
 from pico_hf.hub.tensors import checked_tensors
 
@@ -156,6 +157,6 @@ def _check_name(name: Any, origin: str, suffixes: tuple[str, ...]) -> None:
         if inside and ".." not in {*windows.parts, *posix.parts}:
             return
     raise ValueError(
-        f"{origin} names the weights' file {name!r}, which is not a safetensors file inside the "
-        "model's own folder. Do not trust this repository."
+        f"{origin} names the weights' file {shortened(repr(name))}, which is not a "
+        "safetensors file inside the model's own folder. Do not trust this repository."
     )

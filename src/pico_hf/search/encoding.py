@@ -15,7 +15,7 @@ from pico_hf.core.compression import merge_tokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.images import as_rgb
 from pico_hf.search.fingerprint import image_side_fingerprint
-from pico_hf.search.ranking import Queries
+from pico_hf.search.queries import Queries
 from pico_hf.search.shards import ImageVectors
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,10 @@ class IndexEncoder:
     def fingerprint(self) -> dict[str, Any] | None:
         """Of the image side; None without a model."""
         return None if self.retriever is None else image_side_fingerprint(self._quiet)
+
+    def width(self) -> int | None:
+        """Columns of what is stored; None without a model."""
+        return None if self.retriever is None else len(self.retriever.model.column_weights)
 
     def decode(self, content: Any) -> Image.Image:
         """An image in RGB."""
@@ -102,7 +106,8 @@ class IndexEncoder:
         pooled = _folded_pooled(tokens.pooled, weights, share)
         folded = TokenFeatures(folded.features, folded.mask, pooled)
         stored = model.prototypes.to_encoder_columns(folded, "image").to("cpu")
-        metric = model.prototypes.columns.image_basis * weights.sqrt()
+        basis, root = model.prototypes.form.image_basis, weights.sqrt()
+        metric = root.diag() if basis is None else basis * root
         return Queries(stored, share, metric.float().cpu())
 
     def _encoded(self, queries: list[Any]) -> TokenFeatures:

@@ -12,6 +12,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pico_hf.search.checks import check_manifest
+
 PARTIAL = ".partial"
 MANIFEST = "index.json"
 LOCK_SECONDS = 10.0
@@ -91,12 +93,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if content.pop("format") != FORMAT:
             raise ValueError("it is of another kind")
         version, digest = content.pop("version"), content.pop("digest")
-        if version in READABLE and digest != _digest(content):
-            raise ValueError("it was changed or cut")
-    except (ValueError, KeyError, TypeError) as error:
+        if not isinstance(version, int):
+            raise ValueError("its version is no number")
+        if version in READABLE:
+            if digest != _digest(content):
+                raise ValueError("it was changed or cut")
+            check_manifest(content)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{str(path)!r} is no readable index file ({error}). Restore it from a copy, or make "
-            "the index anew."
+            f"{str(path)!r} is no readable index file ({_line(error)}). Restore it from a copy, or "
+            "make the index anew."
         ) from error
     if version not in READABLE:
         raise ValueError(
@@ -104,6 +110,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "pico_hf."
         )
     return content
+
+
+def new_folder(folder: Path) -> None:
+    """Makes the folder of an index; ValueError if it holds an index or other files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sorted(path.name for path in folder.iterdir())
+    if MANIFEST in there:
+        raise ValueError(
+            f"`folder` {str(folder)!r} holds an index already. Open it with `PicoIndex.open`, "
+            "or name another folder."
+        )
+    if there:
+        raise ValueError(
+            f"`folder` must be new or empty, got {str(folder)!r} with {', '.join(there[:3])}. "
+            "Name another folder for the index; images are added with `add`."
+        )
+
+
+def _line(error: Exception) -> str:
+    """What is wrong, in one short line; a KeyError is its key alone."""
+    lacks = "it lacks " if isinstance(error, KeyError) else ""
+    return f"{lacks}{' '.join(str(error).split())[:200]}"
 
 
 @contextmanager

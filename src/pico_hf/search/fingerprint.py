@@ -38,8 +38,17 @@ def image_side_fingerprint(retriever: Any) -> dict[str, Any]:
     }
 
 
-def check_same_encoder(stored: dict[str, Any], live: dict[str, Any]) -> None:
-    """Raises ValueError if vectors of two image sides cannot be compared."""
+def check_same_encoder(stored: dict[str, Any] | None, live: dict[str, Any] | None) -> None:
+    """Raises ValueError if vectors of two image sides cannot be compared.
+
+    Args:
+        stored: Of the model that an index was made with; None: without one.
+        live: Of the model that is to search; None: without one, which any index allows.
+    """
+    if live is None:
+        return
+    if stored is None:
+        raise ValueError("The index holds vectors without a model. Open it without `retriever`.")
     reasons = []
     if stored["model_type"] != live["model_type"]:
         reasons.append(f"it is of type {stored['model_type']}, this one {live['model_type']}")

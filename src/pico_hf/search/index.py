@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.search.encoding import IndexEncoder, check_features
 from pico_hf.search.fingerprint import check_same_encoder
-from pico_hf.search.payload import Filter, Payload, check_filter, checked_payload, matches
-from pico_hf.search.ranking import best_rows
+from pico_hf.search.hits import hits_of
+from pico_hf.search.payload import Filter, Payload, checked_payload, payload_of
+from pico_hf.search.protocol import Store
+from pico_hf.search.qdrant_places import create_qdrant, is_url, open_qdrant
+from pico_hf.search.ranking import best_images
 from pico_hf.search.shards import DTYPES, StoredImage
-from pico_hf.search.sources import images_of
+from pico_hf.search.sources import SourceImage, images_of
 from pico_hf.search.store import ImageStore
 from pico_hf.search.upsert import AddReport, Upsert
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One image that was found.
-
-    Attributes:
-        id: Of the image: as it was named, else a digest of its content.
-        score: Of the query and the image, as `PicoModel.score` gives it up to the rounding of the
-            storage; S alone in an index that was opened without a model.
-        payload: What was stored beside it; `path` of its file, if it has one.
-    """
-
-    id: str
-    score: float
-    payload: Payload
-
-    @property
-    def path(self) -> str | None:
-        """Where the image's file was when it was added."""
-        return self.payload.get("path")
 
 
 class PicoIndex:
@@ -55,10 +32,10 @@ class PicoIndex:
     only a model that encodes images differently.
 
     A change is on disk, whole, when its method returns, or is not there at all. Several processes
-    may search; one at a time changes an index.
+    may search; one at a time changes an index. See [`PicoIndex.create`] for an index on Qdrant.
     """
 
-    def __init__(self, store: ImageStore, encoder: IndexEncoder) -> None:
+    def __init__(self, store: Store, encoder: IndexEncoder) -> None:
         self._store, self._encoder = store, encoder
         self._temporary: tempfile.TemporaryDirectory | None = None
 
@@ -72,20 +49,31 @@ class PicoIndex:
         *,
         dtype: str = "float16",
         token_merging: int = 1,
+        store: str = "files",
+        client: Any = None,
     ) -> PicoIndex:
         """Makes an empty index.
 
         Args:
-            folder: New or empty; None: a temporary one, which goes away with the index.
+            folder: New or empty; None: a temporary one, which goes away with the index. Or a new
+                collection on a Qdrant server, as `"http://localhost:6333/photos"`; the environment
+                variable `QDRANT_API_KEY` is its key. The extra `qdrant` is needed for it.
             retriever: A [`PicoRetriever`], which encodes images and queries. None: vectors are
                 added and searched as they are.
             dtype: How tokens are stored: `"float16"`, `"float32"`, or `"int8"` with a scale per
                 token.
             token_merging: 2 or 4 keeps a half or a quarter of the tokens of every image, means of
                 those that lie closest; 1 keeps all.
+            store: `"files"`, or `"qdrant"` for Qdrant's engine in this process, which no other
+                process can open meanwhile.
+            client: A `qdrant_client.QdrantClient` in place of an address; `folder` is then the name
+                of the collection.
 
         Raises:
-            ValueError: If `dtype` or `token_merging` is out of range, or the folder holds files.
+            ValueError: If an argument is out of range, the folder holds files, or there is such a
+                collection.
+            ConnectionError: If no server answers.
+            ImportError: If the extra `qdrant` is not installed.
         """
         if dtype not in DTYPES:
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
@@ -93,6 +81,8 @@ class PicoIndex:
             raise ValueError(
                 f"`token_merging` must be an integer from 1 to 16, got {token_merging}."
             )
+        if store not in ("files", "qdrant"):
+            raise ValueError(f"`store` must be 'files' or 'qdrant', got {store!r}.")
         encoder = IndexEncoder(retriever, token_merging)
         facts = {
             "dtype": dtype,
@@ -104,7 +94,11 @@ class PicoIndex:
         if folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="pico-hf-")
             folder = temporary.name
-        index = cls(ImageStore.create(Path(folder), facts), encoder)
+        if store == "qdrant" or client is not None or is_url(folder):
+            facts["width"] = encoder.width()
+            index = cls(create_qdrant(folder, facts, client), encoder)
+        else:
+            index = cls(ImageStore.create(Path(folder), facts), encoder)
         index._temporary = temporary
         return index
 
@@ -116,32 +110,36 @@ class PicoIndex:
         *,
         verify: bool = True,
         damaged: str = "refuse",
+        client: Any = None,
     ) -> PicoIndex:
         """Opens an index.
 
         Args:
-            folder: Where it is.
+            folder: Where it is: a folder, or the address of a collection, see `create`.
             retriever: A [`PicoRetriever`] of the model that the index was made with; its column
                 weights may differ.
             verify: True reads every byte once and finds any damage, about a second per GB.
             damaged: `"refuse"` raises for a damaged shard; `"leave_out"` sets it aside, says how
                 many images are gone, and opens the rest. Adding the same images again repairs it.
+                Qdrant looks after its own files, whatever these two say.
+            client: See `create`.
 
         Raises:
             ValueError: If there is no index, it is damaged, or it was made with another model.
+            ConnectionError: If no server answers.
+            TimeoutError: If another process has the index open and only one can.
         """
         if damaged not in ("refuse", "leave_out"):
             raise ValueError(f"`damaged` must be 'refuse' or 'leave_out', got {damaged!r}.")
-        store = ImageStore(Path(folder), verify=verify, damaged=damaged)
-        stored = store.manifest["encoder"]
-        if retriever is not None and stored is None:
-            raise ValueError(
-                "The index holds vectors without a model. Open it without `retriever`."
-            )
-        encoder = IndexEncoder(retriever, store.manifest["merging"])
-        live = encoder.fingerprint()
-        if live is not None:
-            check_same_encoder(stored, live)
+        store: Store | None = open_qdrant(folder, client)
+        if store is None:
+            store = ImageStore(Path(folder), verify=verify, damaged=damaged)
+        try:
+            encoder = IndexEncoder(retriever, store.facts["merging"])
+            check_same_encoder(store.facts["encoder"], encoder.fingerprint())
+        except ValueError:
+            store.close()
+            raise
         return cls(store, encoder)
 
     @property
@@ -150,12 +148,17 @@ class PicoIndex:
         return self._encoder.retriever
 
     @property
+    def place(self) -> str:
+        """Folder or address of the index, as `open` takes it."""
+        return self._store.place
+
+    @property
     def folder(self) -> Path:
-        """Where the index is."""
-        return self._store.folder
+        """Where the index is, unless it is on a server."""
+        return Path(self._store.place)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes a copy, without what was deleted; the index itself is always on disk already.
+        """Writes a copy to files, without what was deleted; the index itself is on disk already.
 
         Args:
             folder: New or empty.
@@ -163,17 +166,15 @@ class PicoIndex:
         Raises:
             ValueError: If the folder holds files.
         """
-        store = self._store
-        facts = {key: store.manifest[key] for key in ("dtype", "width", "merging", "encoder")}
         target = Path(folder)
         partial = target.with_name(target.name + ".partial")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"`folder` must be new or empty, got {str(target)!r}.")
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         try:
-            copied = ImageStore.create(partial, facts)
-            for images in store.groups():
-                copied.append(images)
+            copied = ImageStore.create(partial, self._store.facts)
+            for images in self._store.groups():
+                copied.change(images)
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -193,21 +194,28 @@ class PicoIndex:
         """Reads every byte and raises ValueError for the first damaged shard."""
         self._store.verify()
 
+    def close(self) -> None:
+        """Lets other processes open an index that one at a time can; it cannot be used any more."""
+        self._store.close()
+
     # ---- images ----------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return int(self._store.alive.sum())
+        return len(self._store)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._store.row_of
+        return self._store.record(key) is not None
 
     def ids(self) -> list[str]:
         """Of all images, in the order in which they were stored."""
-        return [self._store.records[row]["id"] for row in self._store.row_of.values()]
+        return self._store.keys()
 
     def payload(self, key: str) -> Payload:
         """What is kept beside an image; KeyError if there is none of this id."""
-        return copy.deepcopy(self._payload(self._store.row_of[key]))
+        record = self._store.record(key)
+        if record is None:
+            raise KeyError(key)
+        return payload_of(record)
 
     def add(
         self,
@@ -244,19 +252,28 @@ class PicoIndex:
             ValueError: If there is no image that can be read, or arguments do not fit.
             OSError: If the disk is full; what was stored before stays.
         """
-        retriever = self._encoder.required("add images")
+        self._encoder.required("add images")
         if commit_images < 1:
             raise ValueError(f"`commit_images` must be >= 1, got {commit_images}.")
         images = images_of(source, ids, payloads, image_column, id_column)
         with self._store.writing():
-            upsert = Upsert(
-                self._store,
-                self._encoder.images,
-                self._encoder.decode,
-                retriever.batch_size,
-                commit_images,
-            )
-            return upsert.run(images, skip_bad_images, show_progress)
+            report = self.add_share(images, skip_bad_images, commit_images, show_progress)
+        report.check(len(images))
+        return report
+
+    def add_share(
+        self,
+        images: Sequence[SourceImage],
+        skip_bad_images: bool,
+        commit_images: int,
+        show_progress: bool,
+    ) -> AddReport:
+        """What `add` does, beside other processes that do the same; see `pico_hf.search.bulk`."""
+        self._store.refresh()
+        encoder = self._encoder
+        size = encoder.required("add images").batch_size
+        upsert = Upsert(self._store, encoder.images, encoder.decode, size, commit_images)
+        return upsert.run(images, skip_bad_images, show_progress)
 
     def add_features(
         self,
@@ -277,7 +294,7 @@ class PicoIndex:
                 values are not finite, or the width is not that of the index.
         """
         keys = [str(key) for key in ids]
-        check_features(features, keys, payloads, self._store.manifest["width"])
+        check_features(features, keys, payloads, self._store.facts["width"])
         vectors = self._encoder.vectors(features)
         images = []
         for row, (key, own) in enumerate(zip(keys, vectors, strict=True)):
@@ -285,11 +302,10 @@ class PicoIndex:
             record = {"id": key, "digest": own.digest(), "paths": [], "payload": payload}
             images.append(StoredImage.of(record, own, self._store.dtype))
         with self._store.writing():
-            known = self._store.row_of
-            new = [i for i in images if self._store.record_of(i.record["id"]) != i.record]
+            self._store.look_up(keys, [])
+            new = [i for i in images if self._store.record(i.record["id"]) != i.record]
             if new:
-                replaced = [known[i.record["id"]] for i in new if i.record["id"] in known]
-                self._store.append(new, replaced)
+                self._store.change(new, [])
 
     def delete(
         self, ids: str | Sequence[str] | None = None, *, filter: Filter | None = None
@@ -310,20 +326,20 @@ class PicoIndex:
             raise ValueError("Give either `ids` or `filter`, and not both.")
         with self._store.writing():
             if ids is None:
-                rows = self._rows(filter).tolist()
+                keys = self._store.view(filter).keys()
             else:
-                keys = [ids] if isinstance(ids, str) else list(ids)
-                missing = [key for key in keys if key not in self._store.row_of]
+                keys = list(dict.fromkeys([ids] if isinstance(ids, str) else ids))
+                self._store.look_up(keys, [])
+                missing = [key for key in keys if self._store.record(key) is None]
                 if missing:
                     raise ValueError(
                         f"`ids` must be of images in the index, got {missing[0]!r}"
                         f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}, which "
                         "are not there. Nothing was deleted."
                     )
-                rows = sorted({self._store.row_of[key] for key in keys})
-            if rows:
-                self._store.append([], rows)
-        return len(rows)
+            if keys:
+                self._store.change([], keys)
+        return len(keys)
 
     # ---- search ----------------------------------------------------------------------------
 
@@ -360,33 +376,8 @@ class PicoIndex:
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise ValueError(f"`{name}` must be an integer >= 1, got {number!r}.")
         alone = not isinstance(queries, list | tuple | TokenFeatures)
-        width = self._store.manifest["width"]
+        width = self._store.facts["width"]
         encoded = self._encoder.queries([queries] if alone else queries, width)
-        rows = self._rows(filter)
-        if not len(rows):
-            found: list[list[Hit]] = [[] for _ in range(len(encoded))]
-        else:
-            best = best_rows(self._store, rows, encoded, top_k, depth, exact)
-            found = [self._hits(scores, own) for scores, own in best]
+        best = best_images(self._store.view(filter), encoded, top_k, depth, exact)
+        found = [hits_of(own) for own in best]
         return found[0] if alone else found
-
-    def _hits(self, scores: Tensor, rows: Tensor) -> list[Hit]:
-        return [
-            Hit(self._store.records[row]["id"], score, copy.deepcopy(self._payload(row)))
-            for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
-        ]
-
-    def _payload(self, row: int) -> Payload:
-        record = self._store.records[row]
-        path = {"path": record["paths"][0]} if record["paths"] else {}
-        more = {"paths": record["paths"]} if len(record["paths"]) > 1 else {}
-        return {**path, **more, **record["payload"]}
-
-    def _rows(self, chosen: Filter | None) -> Tensor:
-        """Living rows that pass a filter, ascending."""
-        rows = self._store.alive.nonzero().flatten()
-        if chosen is None:
-            return rows
-        payloads = [self._payload(row) for row in rows.tolist()]
-        check_filter(chosen, payloads)
-        return rows[torch.tensor([matches(p, chosen) for p in payloads], dtype=torch.bool)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +10,13 @@ from typing import Any
 
 Payload = dict[str, Any]
 Filter = Mapping[str, Any] | Callable[[Payload], bool]
+
+
+def payload_of(record: Mapping[str, Any]) -> Payload:
+    """What a user sees of a stored record: its payload, and where its file is; a copy."""
+    path = {"path": record["paths"][0]} if record["paths"] else {}
+    more = {"paths": list(record["paths"])} if len(record["paths"]) > 1 else {}
+    return {**path, **more, **copy.deepcopy(record["payload"])}
 
 
 def checked_payload(payload: Mapping[str, Any] | None, place: str) -> Payload:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pico_hf.core.compression import quantise
+from pico_hf.core.quantisation import dequantise, quantise
+from pico_hf.search.checks import DTYPES, RECORDS, TENSORS, check_records, check_tensors
 from pico_hf.search.files import bytes_digest, file_digest, write_file
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
-TENSORS, RECORDS = ".safetensors", ".jsonl"
+SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
+# What records and tensors of odd kinds make of code that expects those of an index.
+_ODD = (ValueError, TypeError, KeyError, IndexError, RecursionError, RuntimeError)
 
 
 class DamagedShardError(ValueError):
@@ -65,12 +67,22 @@ class StoredImage:
     @classmethod
     def of(cls, record: dict[str, Any], vectors: ImageVectors, dtype: str) -> StoredImage:
         """From the vectors of an image."""
-        tokens, scales = vectors.tokens, torch.ones(len(vectors.tokens))
+        ones = torch.ones(len(vectors.tokens))
+        plain = cls(record, vectors.mean, vectors.tokens, ones, vectors.summary)
+        return plain.stored_as(dtype)
+
+    def stored_as(self, dtype: str) -> StoredImage:
+        """From tokens in fp32 to those of a storage dtype."""
         if dtype == "int8":
-            tokens, scales = quantise(tokens)
-        else:
-            tokens = tokens.to(DTYPES[dtype])
-        return cls(record, vectors.mean, tokens, scales, vectors.summary)
+            tokens, scales = quantise(self.tokens)
+            return replace(self, tokens=tokens, scales=scales)
+        return replace(self, tokens=self.tokens.to(DTYPES[dtype]))
+
+    def in_fp32(self) -> Tensor:
+        """(tokens, D) as they are scored."""
+        if self.tokens.dtype == torch.int8:
+            return dequantise(self.tokens, self.scales)
+        return self.tokens.float()
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,12 @@ class Shard:
     summary: Tensor
     has_summary: Tensor
 
+    @classmethod
+    def of(cls, images: Sequence[StoredImage]) -> Shard:
+        """Images in memory as one shard."""
+        known = _summaries(images)
+        return cls([image.record for image in images], **_with_summary(_tensors(images) | known))
+
     def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
         """One image as it is stored, with another record if one is given."""
         end = int(self.lengths[: row + 1].sum())
@@ -110,13 +128,7 @@ def write_shard(folder: Path, name: str, images: Sequence[StoredImage]) -> dict[
     Returns:
         What the manifest says of it: `name`, `images`, `deleted`, and digests of both files.
     """
-    tensors = {
-        "pooled": torch.stack([image.pooled for image in images]),
-        "tokens": torch.cat([image.tokens for image in images]),
-        "scales": torch.cat([image.scales for image in images]),
-        "lengths": torch.tensor([len(image.tokens) for image in images]),
-        **_summaries(images),
-    }
+    tensors = _tensors(images) | _summaries(images)
     lines = [json.dumps(image.record, ensure_ascii=False, allow_nan=False) for image in images]
     contents = {TENSORS: save(tensors), RECORDS: ("\n".join(lines) + "\n").encode()}
     for suffix, content in contents.items():
@@ -147,13 +159,34 @@ def read_shard(folder: Path, facts: dict[str, Any], *, verify: bool) -> Shard:
     try:
         values = _with_summary(load_file(tensors))
         shard = Shard([json.loads(line) for line in content.splitlines()], **values)
-    except (SafetensorError, TypeError, KeyError) as error:
+        check_records(shard.records)
+        check_tensors(shard, facts["images"], verify=verify)
+    except (SafetensorError, *_ODD) as error:
         raise _damaged(facts, tensors) from error
-    per_image = (shard.records, shard.pooled, shard.lengths, shard.summary, shard.has_summary)
-    whole = {len(one) for one in per_image} == {facts["images"]}
-    if not whole or int(shard.lengths.sum()) != len(shard.tokens):
-        raise _damaged(facts, tensors)
     return shard
+
+
+def _tensors(images: Sequence[StoredImage]) -> dict[str, Tensor]:
+    return {
+        "pooled": torch.stack([image.pooled for image in images]),
+        "tokens": torch.cat([image.tokens for image in images]),
+        "scales": torch.cat([image.scales for image in images]),
+        "lengths": torch.tensor([len(image.tokens) for image in images]),
+    }
+
+
+def grouped(images: Iterable[StoredImage]) -> Iterator[list[StoredImage]]:
+    """Images in parts that fit into one shard each."""
+    group: list[StoredImage] = []
+    size = 0
+    for image in images:
+        if group and size + image.tokens.nbytes > SHARD_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(image)
+        size += image.tokens.nbytes
+    if group:
+        yield group
 
 
 def _summaries(images: Sequence[StoredImage]) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 from PIL import Image
 
 from pico_hf.data.identity import content_digest, pixel_digest
-from pico_hf.data.images import REFUSED_FORMATS, as_rgb, file_bytes
+from pico_hf.data.image_files import READ_FORMATS, file_bytes
+from pico_hf.data.images import as_rgb
 from pico_hf.search.payload import Payload, checked_payload
+
+READ_IMAGES, READ_BYTES = 64, 2**27  # that are read ahead
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,32 @@ class SourceImage:
             return content_digest(self.value), self.value
         image = as_rgb(self.value)
         return pixel_digest(image), image
+
+
+ReadImage = tuple[SourceImage, tuple[str, Any] | Exception]  # with its digest and content
+
+
+def read_ahead(images: Iterable[SourceImage]) -> Iterator[list[ReadImage]]:
+    """Images with their contents, some at a time; an image that cannot be read with its error."""
+    group: list[ReadImage] = []
+    size = 0
+    for image in images:
+        read: tuple[str, Any] | Exception
+        try:
+            read = image.read()
+            size += _bytes(read[1])
+        except (ValueError, OSError) as error:
+            read = error
+        group.append((image, read))
+        if len(group) >= READ_IMAGES or size >= READ_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _bytes(content: Any) -> int:
+    return len(content) if isinstance(content, bytes) else content.width * content.height * 3
 
 
 def images_of(
@@ -88,7 +118,7 @@ def _image_files(folder: Path) -> list[Path]:
     readable = {
         suffix
         for suffix, kind in Image.registered_extensions().items()
-        if kind in Image.OPEN and kind not in REFUSED_FORMATS
+        if kind in Image.OPEN and kind in READ_FORMATS
     }
     files = [
         path
@@ -167,6 +197,10 @@ class _Rows(Sequence[SourceImage]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def ids(self) -> list[Any]:
+        """Of all rows, without reading their images."""
+        return list(self.rows[self.id_column])
+
     def __iter__(self) -> Iterator[SourceImage]:
         return (self[number] for number in range(len(self)))
 
@@ -182,3 +216,28 @@ class _Rows(Sequence[SourceImage]):
         payload = checked_payload({column: row[column] for column in self.fields}, name)
         key = None if self.id_column is None else str(row[self.id_column])
         return SourceImage(name, value, os.path.abspath(path) if path else None, payload, key)
+
+
+class Share(Sequence[SourceImage]):
+    """The images of one of several processes.
+
+    Args:
+        images: Of all.
+        rank: Number of the process, from 0.
+        count: How many processes there are.
+        by_id: True if images may have the same id: those go to one process.
+    """
+
+    def __init__(self, images: Sequence[SourceImage], rank: int, count: int, by_id: bool) -> None:
+        numbers: Sequence[int] = range(rank, len(images), count)
+        if by_id and count > 1:
+            keys = images.ids() if isinstance(images, _Rows) else [one.key for one in images]
+            hashes = (zlib.crc32(str(key).encode()) for key in keys)
+            numbers = [number for number, own in enumerate(hashes) if own % count == rank]
+        self._images, self._numbers = images, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._images[self._numbers[number]]

@@ -6,7 +6,7 @@ A change is one new manifest. Whatever a killed process left beside it was never
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pico_hf.search.files import MANIFEST, PARTIAL, changing, read_manifest, write_manifest
+from pico_hf.search.file_view import FileView, passing
+from pico_hf.search.files import PARTIAL, changing, new_folder, read_manifest, write_manifest
+from pico_hf.search.payload import Filter
 from pico_hf.search.shards import (
     RECORDS,
     TENSORS,
@@ -22,6 +24,7 @@ from pico_hf.search.shards import (
     Shard,
     StoredImage,
     as_damaged,
+    grouped,
     read_shard,
     set_aside,
     write_shard,
@@ -29,8 +32,6 @@ from pico_hf.search.shards import (
 from pico_hf.search.vectors import ShardVectors
 
 logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 2**28  # tokens that compacting puts into one shard
 
 
 class ImageStore:
@@ -45,13 +46,15 @@ class ImageStore:
     Attributes:
         records: Of every row, deleted ones included.
         alive: (rows,) False = deleted.
-        has_summary: (rows,) False = the encoder's pooled feature is not known.
+        known: (rows,) False = the encoder's pooled feature is not known.
         vectors: Of every row.
     """
 
     def __init__(self, folder: Path, *, verify: bool = True, damaged: str = "refuse") -> None:
-        self.folder, self._shards_folder = folder, folder / "shards"
+        self.folder, self._shards_folder, self.place = folder, folder / "shards", str(folder)
         self.manifest: dict[str, Any] = read_manifest(folder)
+        if "store" in self.manifest:
+            raise ValueError(f"{self.place!r} is an index on Qdrant: `PicoIndex.open` reads it.")
         self._lock = FileLock(folder / "index.lock")
         self._read_shards(verify)
         if self._damaged and damaged != "leave_out":
@@ -71,33 +74,49 @@ class ImageStore:
         Raises:
             ValueError: If the folder holds an index, or other files.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        there = sorted(path.name for path in folder.iterdir())
-        if MANIFEST in there:
-            raise ValueError(
-                f"`folder` {str(folder)!r} holds an index already. Open it with `PicoIndex.open`, "
-                "or name another folder."
-            )
-        if there:
-            raise ValueError(
-                f"`folder` must be new or empty, got {str(folder)!r} with {', '.join(there[:3])}. "
-                "Name another folder for the index; images are added with `add`."
-            )
+        new_folder(folder)
         write_manifest(folder, {**facts, "generation": 0, "next_shard": 1, "shards": []})
         return cls(folder)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.row_of)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """`dtype`, `width` (None until the first image), `merging` and `encoder`."""
+        return {key: self.manifest[key] for key in ("dtype", "width", "merging", "encoder")}
 
     @property
     def dtype(self) -> str:
         """In which tokens are stored."""
         return self.manifest["dtype"]
 
-    def record_of(self, key: str) -> dict[str, Any] | None:
+    def keys(self) -> list[str]:
+        """Ids in the order of rows."""
+        return list(self.row_of)
+
+    def look_up(self, keys: Sequence[str], paths: Sequence[str]) -> None:
+        """Nothing: all records are in memory."""
+
+    def record(self, key: str) -> dict[str, Any] | None:
         """The record of a living image by its id."""
         row = self.row_of.get(key)
         return None if row is None else self.records[row]
+
+    def owner(self, path: str, besides: str) -> str | None:
+        """Id of the image that has a path, if it is another one."""
+        row = self.owner_of.get(path)
+        owner = None if row is None else self.records[row]["id"]
+        return None if owner == besides else owner
+
+    def has_summary(self, key: str) -> bool:
+        """Whether a living image has the encoder's pooled feature."""
+        return bool(self.known[self.row_of[key]])
+
+    def view(self, chosen: Filter | None) -> FileView:
+        """Living images that pass a filter."""
+        rows = passing(self.records, self.alive.nonzero().flatten(), chosen)
+        return FileView(self.records, self.vectors, self.known, rows)
 
     def image(self, row: int, record: dict[str, Any] | None = None) -> StoredImage:
         """One image as it is stored, with another record if one is given."""
@@ -123,13 +142,19 @@ class ImageStore:
             if self._damaged:
                 raise self._damaged[0][1]
 
-    def append(self, images: Sequence[StoredImage], replaced: Sequence[int] = ()) -> None:
-        """Adds images and deletes others in one step.
+    def close(self) -> None:
+        """Nothing: files are closed already."""
 
-        Args:
-            images: New rows.
-            replaced: Rows to delete.
-        """
+    def change(
+        self, puts: Sequence[StoredImage | dict[str, Any]], deleted: Iterable[str] = ()
+    ) -> None:
+        """Adds or replaces images and deletes others in one step, see `Store`."""
+        images = [
+            put if isinstance(put, StoredImage) else self.image(self.row_of[put["id"]], put)
+            for put in puts
+        ]
+        keys = {*deleted, *(image.record["id"] for image in images)}
+        replaced = sorted(self.row_of[key] for key in keys if key in self.row_of)
         manifest = self._with_deleted(replaced)
         if images:
             name = f"{manifest['next_shard']:06d}"
@@ -139,7 +164,7 @@ class ImageStore:
             manifest["next_shard"] += 1
             manifest["width"] = images[0].tokens.shape[1]
         self._commit(manifest)
-        self.alive[list(replaced)] = False
+        self.alive[replaced] = False
         if images:
             self._take(read_shard(self._shards_folder, facts, verify=False), ())
         self._index_rows()
@@ -167,17 +192,8 @@ class ImageStore:
 
     def groups(self) -> Iterator[list[StoredImage]]:
         """The living rows, in parts that fit into one shard each."""
-        group: list[StoredImage] = []
-        size = 0
-        for row in self.alive.nonzero().flatten().tolist():
-            image = self.image(row)
-            if group and size + image.tokens.nbytes > SHARD_BYTES:
-                yield group
-                group, size = [], 0
-            group.append(image)
-            size += image.tokens.nbytes
-        if group:
-            yield group
+        rows = self.alive.nonzero().flatten().tolist()
+        return grouped(self.image(row) for row in rows)
 
     def _with_deleted(self, rows: Sequence[int]) -> dict[str, Any]:
         """The manifest with some rows deleted."""
@@ -203,7 +219,7 @@ class ImageStore:
 
     def _read_shards(self, verify: bool) -> None:
         self.records: list[dict[str, Any]] = []
-        self.alive = self.has_summary = torch.zeros(0, dtype=torch.bool)
+        self.alive = self.known = torch.zeros(0, dtype=torch.bool)
         self._shards: list[Shard] = []
         self._starts: list[int] = []
         self._damaged: list[tuple[dict[str, Any], Exception]] = []
@@ -223,12 +239,12 @@ class ImageStore:
         self._shards.append(shard)
         self.records.extend(shard.records)
         self.alive = torch.cat([self.alive, alive])
-        self.has_summary = torch.cat([self.has_summary, shard.has_summary])
+        self.known = torch.cat([self.known, shard.has_summary])
 
     def _index_rows(self) -> None:
         self.vectors = ShardVectors(self._shards, self.dtype)
         living = self.alive.nonzero().flatten().tolist()
-        self.row_of = {self.records[row]["id"]: row for row in living}
+        self.row_of: dict[str, int] = {self.records[row]["id"]: row for row in living}
         self.owner_of = {path: row for row in living for path in self.records[row]["paths"]}
 
     def _set_aside(self) -> None:
@@ -238,11 +254,7 @@ class ImageStore:
         for name in lost:
             set_aside(self._shards_folder, name)
         images = sum(facts["images"] for facts, _ in self._damaged)
-        logger.warning(
-            "%d images of %d damaged shards of %s are left out. Add the same images again.",
-            images,
-            len(lost),
-            self.folder,
-        )
+        message = "%d images of %d damaged shards of %s are left out. Add the same images again."
+        logger.warning(message, images, len(lost), self.folder)
         self._damaged = []
         self._commit({**self.manifest, "shards": kept})

@@ -11,9 +11,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from pico_hf.data.images import reason
+from pico_hf.search.protocol import Store
+from pico_hf.search.records import merged_record, new_record
 from pico_hf.search.shards import ImageVectors, StoredImage
-from pico_hf.search.sources import SourceImage
-from pico_hf.search.store import ImageStore
+from pico_hf.search.sources import ReadImage, SourceImage, read_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +41,38 @@ class AddReport:
     duplicates: int = 0
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
+    @classmethod
+    def total(cls, reports: Sequence[AddReport]) -> AddReport:
+        """What several processes did."""
+        counts = ("added", "updated", "unchanged", "duplicates")
+        sums = {name: sum(getattr(one, name) for one in reports) for name in counts}
+        return cls(**sums, skipped=[skip for one in reports for skip in one.skipped])
+
+    def check(self, images: int) -> None:
+        """Raises ValueError if none of so many images could be read."""
+        if len(self.skipped) == images:
+            raise ValueError(
+                f"`source` must hold images that can be read, got {images} that cannot: "
+                f"{self.skipped[0][0]} ({self.skipped[0][1]})."
+            )
+
 
 @dataclass
 class _Pending:
-    """An image of the next shard: one to encode, one that is encoded, or a copy of a row."""
+    """What an image of the next group becomes: encoded anew, given another record, or deleted.
 
-    record: dict[str, Any]
+    Attributes:
+        source: Where it comes from.
+        base: Its record before; None: it was not there.
+        record: Its record then; None: it goes.
+        picture: To encode; None once it is, or if its content stays.
+        vectors: Of the new content.
+    """
+
+    source: SourceImage
+    base: dict[str, Any] | None
+    record: dict[str, Any] | None
     picture: Image.Image | None = None
-    row: int | None = None
     vectors: ImageVectors | None = None
 
 
@@ -59,7 +84,7 @@ class Upsert:
     """Takes images one by one and stores them for good in groups of `commit_images`.
 
     Args:
-        store: Opened for writing.
+        store: Where they go.
         encode: RGB images to the vectors of each.
         decode: Content to an RGB image.
         batch_size: Images that are encoded at a time, at most.
@@ -67,36 +92,36 @@ class Upsert:
     """
 
     def __init__(
-        self, store: ImageStore, encode: Encode, decode: Decode, batch_size: int, commit_images: int
+        self, store: Store, encode: Encode, decode: Decode, batch_size: int, commit_images: int
     ) -> None:
         self.store, self.encode, self.decode = store, encode, decode
         self.batch_size, self.commit_images = batch_size, commit_images
         self.report = AddReport()
         self._seen: dict[str, str] = {}  # id → digest, of this source
         self._pending: dict[str, _Pending] = {}
-        self._replaced: set[int] = set()
         self._owners: dict[str, str] = {}  # path → id, where it differs from the store's
         self._waiting: list[_Pending] = []
+        self._gone: list[SourceImage] = []  # deleted by another process meanwhile
 
     def run(self, images: Sequence[SourceImage], skip_bad: bool, show_progress: bool) -> AddReport:
         """Adds all images of a source.
 
         Raises:
-            ValueError: If none of them can be read, or any if `skip_bad` is False.
+            ValueError: If one cannot be read and `skip_bad` is False.
             OSError: If the disk is full; what was stored before stays.
         """
         with tqdm(total=len(images), desc="Indexing", disable=not show_progress) as bar:
-            for image in images:
-                self._put(image, skip_bad)
-                if len(self._pending) >= self.commit_images:
-                    self.flush()
-                bar.update()
-        self.flush()
-        if len(self.report.skipped) == len(images):
-            raise ValueError(
-                f"`source` must hold images that can be read, got {len(images)} that cannot: "
-                f"{self.report.skipped[0][0]} ({self.report.skipped[0][1]})."
-            )
+            for group in read_ahead(images):
+                self._look_up(group)
+                for image, content in group:
+                    self._put(image, content, skip_bad)
+                    if len(self._pending) >= self.commit_images:
+                        self.flush()
+                    bar.update()
+            self.flush()
+        if self._gone:
+            again, self._gone = self._gone, []
+            return self.run(again, skip_bad, show_progress=False)
         if self.report.duplicates:
             logger.warning(
                 "%d images have the content of another one and are stored once, with the payload "
@@ -105,13 +130,23 @@ class Upsert:
             )
         return self.report
 
+    def _look_up(self, group: list[ReadImage]) -> None:
+        named = [image.key for image, _ in group if image.key is not None]
+        digests = [read[0] for _, read in group if not isinstance(read, Exception)]
+        paths = [image.path for image, _ in group if image.path is not None]
+        self.store.look_up([*named, *digests], paths)
+
     # ---- one image -------------------------------------------------------------------------
 
-    def _put(self, image: SourceImage, skip_bad: bool) -> None:
+    def _put(self, image: SourceImage, read: tuple[str, Any] | Exception, skip_bad: bool) -> None:
+        if isinstance(read, Exception):
+            self._skip(image, read, skip_bad)
+            return
+        digest, content = read
+        key = digest if image.key is None else image.key
+        encoded = self._encoded(key, digest)
         try:
-            digest, content = image.read()
-            key = digest if image.key is None else image.key
-            picture = None if self._vectors_of(key, digest) else self.decode(content)
+            picture = None if encoded else self.decode(content)
         except (ValueError, OSError) as error:
             self._skip(image, error, skip_bad)
             return
@@ -121,12 +156,12 @@ class Upsert:
             self.flush()
             raise ValueError(f"`source` has two images with the id {key!r}. Ids must differ.")
         self._seen[key] = digest
-        record = _record(key, digest, image, before, keep_payload=again)
-        released = image.key is None and self._release(image.path, key)
+        record = new_record(key, digest, image, before, keep_payload=again)
+        released = image.key is None and self._release(image, key)
         if record == before and picture is None:
             kind = "duplicates" if again else "unchanged"
         else:
-            self._set(record, picture)
+            self._set(image, key, record, picture)
             kind = "duplicates" if again else "updated" if before or released else "added"
         setattr(self.report, kind, getattr(self.report, kind) + 1)
 
@@ -143,55 +178,49 @@ class Upsert:
         """The record of an image as it is now, not yet stored changes included."""
         if key in self._pending:
             return self._pending[key].record
-        row = self.store.row_of.get(key)
-        return None if row is None or row in self._replaced else self.store.records[row]
+        return self.store.record(key)
 
-    def _vectors_of(self, key: str, digest: str) -> bool:
+    def _encoded(self, key: str, digest: str) -> bool:
         """Whether the content of an image is encoded already, as a whole, or about to be."""
-        if key in self._pending:
-            return self._pending[key].record["digest"] == digest
-        row = self.store.row_of.get(key)
-        if row is None or not self.store.has_summary[row]:
+        pending = self._pending.get(key)
+        record = self.store.record(key) if pending is None else pending.record or pending.base
+        if record is None or record["digest"] != digest:
             return False
-        return self.store.records[row]["digest"] == digest
+        return bool(pending and (pending.picture or pending.vectors)) or self.store.has_summary(key)
 
-    def _set(self, record: dict[str, Any], picture: Image.Image | None) -> None:
-        """Gives an image a new record; a picture if its content is new."""
-        key = record["id"]
-        pending, row = self._pending.get(key), self.store.row_of.get(key)
-        if row is not None:
-            self._replaced.add(row)
-        if pending is not None and picture is None:
+    def _set(
+        self,
+        image: SourceImage,
+        key: str,
+        record: dict[str, Any] | None,
+        picture: Image.Image | None = None,
+    ) -> None:
+        """Gives an image a new record or, with None, lets it go; a picture if it is new."""
+        pending = self._pending.get(key)
+        if pending is not None and picture is None and record is not None:
             pending.record = record
         else:
-            self._pending[key] = _Pending(record, picture, row if picture is None else None)
+            base = self.store.record(key) if pending is None else pending.base
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+            self._pending[key] = _Pending(image, base, record, picture)
             if picture is not None:
                 self._waiting.append(self._pending[key])
                 self._encode_if_full()
-        self._owners |= dict.fromkeys(record["paths"], key)
+        self._owners |= dict.fromkeys(record["paths"] if record else (), key)
 
-    def _release(self, path: str | None, key: str) -> bool:
+    def _release(self, image: SourceImage, key: str) -> bool:
         """Takes a path from the image whose content its file had before; True if there was one."""
+        path = image.path
         if path is None:
             return False
-        row = self.store.owner_of.get(path)
-        owner = self._owners.get(path, None if row is None else self.store.records[row]["id"])
+        owner = self._owners.get(path) or self.store.owner(path, besides=key)
         before = None if owner in (None, key) else self._current(owner)
         if before is None or before["id"] != before["digest"] or path not in before["paths"]:
             return False
         paths = [one for one in before["paths"] if one != path]
-        if paths:
-            self._set({**before, "paths": paths}, None)
-        else:
-            self._drop(before["id"])
+        self._set(image, before["id"], {**before, "paths": paths} if paths else None)
         return True
-
-    def _drop(self, key: str) -> None:
-        pending, row = self._pending.pop(key, None), self.store.row_of.get(key)
-        if pending in self._waiting:
-            self._waiting.remove(pending)
-        if row is not None:
-            self._replaced.add(row)
 
     # ---- many images -----------------------------------------------------------------------
 
@@ -208,32 +237,39 @@ class Upsert:
         self._waiting = []
 
     def flush(self) -> None:
-        """Stores what is pending: all of it or, if the process is killed, nothing."""
+        """Stores what is pending; if the process is killed, whole images or none."""
         self._encode_waiting()
-        images = [self._stored(one) for one in self._pending.values()]
-        if images or self._replaced:
-            self.store.append(images, sorted(self._replaced))
-        self._pending, self._replaced, self._owners = {}, set(), {}
+        if not self._pending:
+            return
+        with self.store.writing():
+            self.store.look_up(list(self._pending), [])
+            puts: list[StoredImage | dict[str, Any]] = []
+            deleted: list[str] = []
+            for key, one in self._pending.items():
+                put = self._outcome(one, self.store.record(key))
+                if put is not None:
+                    puts.append(put)
+                elif one.record is None:
+                    deleted.append(key)
+            if puts or deleted:
+                self.store.change(puts, deleted)
+        self._pending, self._owners = {}, {}
 
-    def _stored(self, one: _Pending) -> StoredImage:
-        if one.row is not None:
-            return self.store.image(one.row, one.record)
-        assert one.vectors is not None
-        return StoredImage.of(one.record, one.vectors, self.store.dtype)
-
-
-def _record(
-    key: str,
-    digest: str,
-    image: SourceImage,
-    before: dict[str, Any] | None,
-    keep_payload: bool,
-) -> dict[str, Any]:
-    """What an image's record becomes."""
-    paths = list(before["paths"]) if before is not None and before["digest"] == digest else []
-    if image.path is not None and image.path not in paths:
-        paths.append(image.path)
-    payload = image.payload
-    if payload is None or (keep_payload and before is not None):
-        payload = {} if before is None else before["payload"]
-    return {"id": key, "digest": digest, "paths": paths, "payload": payload}
+    def _outcome(
+        self, one: _Pending, now: dict[str, Any] | None
+    ) -> StoredImage | dict[str, Any] | None:
+        """What is stored of an image, given its record now; None: nothing."""
+        record = one.record if now == one.base else merged_record(one.base, one.record, now)
+        if one.vectors is None:
+            if record is not None and now is None:
+                self._gone.append(one.source)
+                return None
+            one.record = record
+            return None if record == now else record
+        assert record is not None
+        if now != one.base and now is not None and now["digest"] == record["digest"]:
+            if one.base is None:  # another process has just stored it
+                self.report.added -= 1
+                self.report.duplicates += 1
+            return None if record == now else record
+        return StoredImage.of(record, one.vectors, self.store.dtype)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pico_hf.core.compression import dequantise
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.quantisation import dequantise
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.search.shards import Shard
+from pico_hf.search.queries import Queries, mixed
+from pico_hf.search.shards import Shard, StoredImage
 
 
 class ShardVectors:
@@ -49,13 +52,28 @@ class ShardVectors:
         """See `PackedTokens.blocks`."""
         return self._both()[0].blocks(rows)
 
-    def pooled_scores(self, queries: Tensor) -> Tensor:
-        """(rows, queries) products of the pooled vectors with queries (queries, D)."""
+    def first_stage(self, rows: Tensor, queries: Queries) -> Tensor:
+        """(rows, queries) scores of some rows by one vector each; S is about twice theirs."""
+        if queries.share == 1.0:
+            return self.cosines(rows, queries)
+        means = 2 * self._mean_scores(queries.tokens.mean())[rows]
+        return mixed(means, self.cosines(rows, queries), queries.share)
+
+    def cosines(self, rows: Tensor, queries: Queries) -> Tensor:
+        """(rows, queries) cosines of pooled features; no columns where they do not count."""
+        if queries.share == 0.0:
+            return torch.zeros(len(rows), 0)
+        assert queries.tokens.pooled is not None
+        assert queries.metric is not None
+        return self._summary_scores(queries.tokens.pooled, queries.metric)[rows]
+
+    def _mean_scores(self, queries: Tensor) -> Tensor:
+        """(all rows, queries) products of the mean tokens with queries (queries, D)."""
         parts = [shard.pooled @ queries.t() for shard in self._shards]
         return torch.cat(parts) if parts else torch.zeros(0, len(queries))
 
-    def summary_scores(self, queries: Tensor, metric: Tensor) -> Tensor:
-        """(rows, queries) cosines of the summaries and the queries.
+    def _summary_scores(self, queries: Tensor, metric: Tensor) -> Tensor:
+        """(all rows, queries) cosines of the summaries and the queries.
 
         Args:
             queries: (queries, D), see `Queries`.
@@ -70,3 +88,24 @@ class ShardVectors:
             self._lengths = metric, lengths
         products = torch.cat([shard.summary @ queries.t() for shard in self._shards])
         return products / lengths.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images that are scored exactly.
+
+    Attributes:
+        records: Of every row of `vectors`.
+        vectors: Of these images, and of others maybe.
+        rows: Which rows are meant, ascending.
+    """
+
+    records: Sequence[dict[str, Any]]
+    vectors: ShardVectors
+    rows: Tensor
+
+    @classmethod
+    def of(cls, images: Sequence[StoredImage]) -> Candidates:
+        """Images in memory, in fp32."""
+        vectors = ShardVectors([Shard.of(images)] if images else [], "float32")
+        return cls([image.record for image in images], vectors, torch.arange(len(images)))

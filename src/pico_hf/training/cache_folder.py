@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from huggingface_hub import constants
+
+from pico_hf.hub.files import read_json
 
 ABOUT_FILE = "about.json"
 PARTIAL = ".partial"  # ends the name of a folder that is being written
@@ -30,7 +32,7 @@ class CacheEntry:
 
     Attributes:
         key: Name of its folder.
-        encoder: `model_type` of the encoder.
+        encoder: `model_type` of the encoder; "damaged" if the entry does not say it.
         images: How many images there are.
         captions: How many captions there are.
         size: Bytes on disk.
@@ -52,10 +54,22 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     entries = []
     for file in folder.glob(f"*/{ABOUT_FILE}"):
         if file.parent.suffix != PARTIAL:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = _about(file)
             size = sum(part.stat().st_size for part in file.parent.rglob("*") if part.is_file())
             entries.append(CacheEntry(file.parent.name, **about, size=size))
     return sorted(entries, key=lambda entry: -entry.size)
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """What is in an entry; a damaged one says so, to be listed and deleted all the same."""
+    try:
+        about = read_json(file)
+    except (ValueError, OSError):
+        about = {}
+    kinds = {"encoder": str, "images": int, "captions": int}
+    if about.keys() == kinds.keys() and all(type(about[k]) is kind for k, kind in kinds.items()):
+        return {**about, "encoder": about["encoder"][:80]}
+    return {"encoder": "damaged", "images": 0, "captions": 0}
 
 
 def clear_cache(folder: Path, key: str | None = None) -> list[CacheEntry]:

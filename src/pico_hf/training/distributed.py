@@ -8,6 +8,7 @@ from copy import copy
 from functools import partial
 from typing import Any
 
+from accelerate.data_loader import SkipBatchSampler
 from accelerate.state import GradientState
 from torch import nn
 from transformers import (
@@ -42,9 +43,26 @@ def mark_repeated_pairs(
     """
     if not processes.several:
         return
-    if batches and loader.end_of_dataloader and loader.remainder > 0:
-        rows = loader.active_dataloader.total_batch_size // processes.count
-        batches[-1][PAIRS] = loader.remainder, rows
+    if batches and loader.end_of_dataloader:
+        total, remainder = _last_batch(loader, processes)
+        if remainder > 0:
+            batches[-1][PAIRS] = remainder, total // processes.count
+
+
+def _last_batch(loader: GradientState, processes: Processes) -> tuple[int, int]:
+    """Pairs of a whole batch of all processes, and of the last one; 0 if it is whole, too.
+
+    accelerate does not know them in an epoch that a resumed run goes on with: the sampler that
+    skips its first batches has no size.
+    """
+    current = loader.active_dataloader
+    skipping = getattr(current, "batch_sampler", None)
+    if not isinstance(skipping, SkipBatchSampler):
+        return (current.total_batch_size, loader.remainder) if loader.remainder > 0 else (0, 0)
+    sampler = skipping.batch_sampler
+    split = getattr(sampler, "split_batches", False)
+    total = sampler.batch_size * (1 if split else processes.count)
+    return total, 0 if sampler.drop_last else len(current.dataset) % total
 
 
 def whole_batch_inputs(

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from pico_hf.core.canonical import PairMoments
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.modes import evaluation_mode
 from pico_hf.core.moments import TokenMoments
 from pico_hf.core.packed_tokens import PackedTokens
+from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
@@ -166,11 +166,19 @@ def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
     )
 
 
-def pair_moments(encoder: SplitEncoder, split: ImageTextDataset) -> PairMoments:
-    """What the images and captions of a split vary in and share, in the encoder columns."""
+def pair_moments(
+    encoder: SplitEncoder, split: ImageTextDataset, encode: BatchEncoder = encoder_columns
+) -> PairMoments:
+    """What the images and captions of a split vary in and share, in the encoder columns.
+
+    Args:
+        encoder: Model, collator and batch size.
+        split: Images with their captions.
+        encode: See `SplitEncoder.batches`: gives other features than the encoder columns.
+    """
     rows, texts = split.in_order()
-    images = encoder.batches(rows, "Moments of images", encoder_columns)
-    captions = encoder.batches(texts, "Moments of captions", encoder_columns)
+    images = encoder.batches(rows, "Moments of images", encode)
+    captions = encoder.batches(texts, "Moments of captions", encode)
     return PairMoments(
         TokenMoments.of(image for image, _ in images),
         TokenMoments.of(text for _, text in captions),

@@ -5,76 +5,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pico_hf.core.canonical import canonical_columns
 from pico_hf.core.encoded_split import EncodedSplit
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.processes import ALONE, Processes
-from pico_hf.core.prototypes import CanonicalColumns
-from pico_hf.core.semantic import column_weights as weights_of
+from pico_hf.core.score_form import ScoreForm, column_weights
+from pico_hf.core.token_features import TokenFeatures
 
-
-def evaluate_form(model: PreTrainedModel, split: EncodedSplit, form: Tensor) -> dict[str, float]:
-    """Metrics of a split with scores vᵀBt in place of weighted columns.
-
-    Args:
-        model: Scores.
-        split: In the encoder columns, see [`encoder_columns`].
-        form: B (D, D), as `pico_hf.core.canonical.bilinear_form` gives it.
-    """
-    return evaluate_retrieval(model, split, columns=canonical_columns(form))
-
-
-def share_metrics(
-    model: PreTrainedModel, split: EncodedSplit, columns: CanonicalColumns | None = None
-) -> Callable[[float], dict[str, float]]:
-    """Scores tokens and pooled vectors of a split once, for any share of the latter.
-
-    Args:
-        model: Scores, with its own column weights.
-        split: From [`SplitEncoder.split`].
-        columns: See `evaluate_retrieval`.
-
-    Returns:
-        From m in [0, 1] to the metrics that `evaluate_retrieval` gives with it.
-    """
-    tokens, pooled = (
-        list(gallery_scores(model, split, columns=columns, pooled_share=share))
-        for share in (0.0, 1.0)
-    )
-
-    def metrics(share: float) -> dict[str, float]:
-        pairs = zip(tokens, pooled, strict=True)
-        return mean_metrics([one.mixed(other, share).metrics() for one, other in pairs])
-
-    return metrics
+Turn = Callable[[TokenFeatures], TokenFeatures]
 
 
 def evaluate_retrieval(
     model: PreTrainedModel,
     split: EncodedSplit,
-    column_weights: Tensor | None = None,
-    columns: CanonicalColumns | None = None,
+    form: ScoreForm | None = None,
 ) -> dict[str, float]:
     """Ranks all captions for every image and all images for every caption.
 
     Args:
-        model: Gives the column weights, unless others are tried.
+        model: Scores.
         split: From [`SplitEncoder.split`].
-        column_weights: (D,) weights to try instead of the model's own.
-        columns: Columns and weights to try instead; the split is in the encoder columns then.
+        form: To try instead of the model's own; the split is in the encoder columns then.
 
     Returns:
         R@1/5/10 both ways in percent, median ranks, and rSum (see `pico_hf.core.metrics`), each the
         mean over galleries.
     """
-    ranked = gallery_scores(model, split, column_weights, columns)
-    return mean_metrics([gallery.metrics() for gallery in ranked])
+    return mean_metrics([gallery.metrics() for gallery in gallery_scores(model, split, form)])
 
 
 def predict_retrieval(
@@ -131,17 +95,14 @@ class GalleryScores:
 def gallery_scores(
     model: PreTrainedModel,
     split: EncodedSplit,
-    column_weights: Tensor | None = None,
-    columns: CanonicalColumns | None = None,
-    pooled_share: float | None = None,
+    form: ScoreForm | None = None,
 ) -> Iterator[GalleryScores]:
     """Scores each gallery by itself; for the arguments see `evaluate_retrieval`."""
     for gallery in split.gallery.unique():
         rows = split.gallery == gallery
         texts = rows[split.text_to_image]
         row_of = rows.long().cumsum(0) - 1  # an image's row inside its gallery
-        tried = (column_weights, columns, pooled_share)
-        scores = split_scores(model, split, rows, texts, *tried)
+        scores = split_scores(model, split, rows, texts, form)
         owners = row_of[split.text_to_image[texts]]
         yield GalleryScores(rows, texts, scores, owners, _shared(split.image_ids, rows))
 
@@ -159,30 +120,26 @@ def split_scores(
     split: EncodedSplit,
     images: Tensor | None = None,
     texts: Tensor | None = None,
-    column_weights: Tensor | None = None,
-    columns: CanonicalColumns | None = None,
-    pooled_share: float | None = None,
+    form: ScoreForm | None = None,
 ) -> Tensor:
     """Scores block by block, so that no more than a block of tokens is padded at a time.
 
     Several processes score some of the images each and get all scores.
 
     Args:
-        model: Gives scores, and the column weights unless others are tried.
+        model: Gives scores.
         split: From [`SplitEncoder.split`].
         images: (images,) True = chosen; None chooses all.
         texts: (texts,) likewise.
-        column_weights: See `evaluate_retrieval`.
-        columns: See `evaluate_retrieval`.
-        pooled_share: m to try instead of the model's own.
+        form: See `evaluate_retrieval`.
 
     Returns:
         (chosen images, chosen texts) fp32, on the model's device.
     """
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
-    chosen = (image_rows, text_rows, column_weights, columns, pooled_share)
-    return packed_scores(model, split.images, split.texts, *chosen, split.processes)
+    sides = split.images, split.texts
+    return packed_scores(model, *sides, image_rows, text_rows, form, split.processes)
 
 
 @torch.no_grad()
@@ -192,22 +149,18 @@ def packed_scores(
     texts: PackedTokens,
     image_rows: Tensor | None = None,
     text_rows: Tensor | None = None,
-    column_weights: Tensor | None = None,
-    columns: CanonicalColumns | None = None,
-    pooled_share: float | None = None,
+    form: ScoreForm | None = None,
     processes: Processes = ALONE,
 ) -> Tensor:
-    """Scores block by block; for what is tried see `split_scores`.
+    """Scores block by block.
 
     Args:
-        model: Gives scores, and the column weights unless others are tried.
+        model: Gives scores.
         images: All of them.
         texts: Likewise.
         image_rows: Numbers of those that are scored, in this order; None: all.
         text_rows: Likewise.
-        column_weights: See `split_scores`.
-        columns: See `split_scores`.
-        pooled_share: See `split_scores`.
+        form: See `evaluate_retrieval`.
         processes: Which share the images between them; each gets all scores.
 
     Returns:
@@ -217,19 +170,32 @@ def packed_scores(
         len(side) if rows is None else len(rows)
         for side, rows in ((images, image_rows), (texts, text_rows))
     ]
-    if columns is not None:
-        column_weights = weights_of(columns.semantic_probability).float().to(model.device)
+    weights, share, turn_images, turn_texts = _parts(form, model.device)
     scores = torch.zeros(*counts, device=model.device)
     for number, (row, some_images) in enumerate(images.blocks(image_rows)):
         if number % processes.count != processes.rank:
             continue  # another process scores them
-        patches = images[some_images].to(model.device)
-        patches = patches if columns is None else patches.turned(columns.image_basis)
+        patches = turn_images(images[some_images].to(model.device))
         for column, some_texts in texts.blocks(text_rows):
-            words = texts[some_texts].to(model.device)
-            words = words if columns is None else words.turned(columns.text_basis)
-            scores[row, column] = model.score(patches, words, column_weights, pooled_share)
+            words = turn_texts(texts[some_texts].to(model.device))
+            scores[row, column] = model.score(patches, words, weights, share)
     return processes.add(scores)  # exact: each score plus zeros
+
+
+def _parts(form: ScoreForm | None, device: torch.device) -> tuple[Any, Any, Turn, Turn]:
+    """Weights and share to try, None for the model's own, and what rotates images and texts."""
+    if form is None:
+        return None, None, _as_they_are, _as_they_are
+    weights = column_weights(form.semantic_probability).to(device)
+    turns = (
+        _as_they_are if basis is None else partial(TokenFeatures.turned, matrix=basis)
+        for basis in (form.image_basis, form.text_basis)
+    )
+    return weights, form.pooled_share, *turns
+
+
+def _as_they_are(tokens: TokenFeatures) -> TokenFeatures:
+    return tokens
 
 
 def _chosen(side: PackedTokens, mask: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import Dataset, Subset
 
 from pico_hf.core.processes import Processes
-from pico_hf.data import collator, image_modes, images, token_store
+from pico_hf.data import collator, image_files, image_modes, images, token_store
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders import (
@@ -89,6 +89,12 @@ def _read_cache(source: ImageTextDataset, folder: Path) -> CachedImageTextDatase
         TokenStore(folder / "images", "image_hidden_states"),
         TokenStore(folder / "captions", "text_hidden_states"),
     )
+    for store, wanted in zip(stores, (source.images(), source.captions()), strict=True):
+        if len(store) != len(wanted):
+            raise ValueError(
+                f"The cached features in '{folder}' are of {len(store)} rows in place of "
+                f"{len(wanted)}. Delete them with `pico-hf cache --clear {folder.name}`."
+            )
     orders = source.image_order, source.caption_order
     places = [order.argsort().tolist() for order in orders]
     images, captions = map(Subset, stores, places)
@@ -209,6 +215,7 @@ def _code() -> str:
     digest = hashlib.sha256()
     for module in (
         collator,
+        image_files,
         image_modes,
         images,
         token_store,

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from pico_hf.core.alignment import align_columns
-from pico_hf.core.canonical import CANDIDATES
-from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.core.construction import Refinement, construct
+from pico_hf.core.estimator import Estimator
+from pico_hf.core.estimators import ESTIMATORS, ORDER
 from pico_hf.core.fusion import FusionRule, normalised_gain
-from pico_hf.core.metrics import NotNumbersError
-from pico_hf.core.pooled_share import choose_share
-from pico_hf.core.refinement import Refinement
-from pico_hf.core.semantic import ColumnStatistics, column_statistics, column_weights
-from pico_hf.core.style_refinement import (
-    ProbabilityEstimate,
-    complement_of_style,
-    refine_style,
-)
+from pico_hf.core.pair_moments import PairMoments
+from pico_hf.core.state import SOURCES
+from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.dev_split import dev_metric, first_split
 from pico_hf.training.encoding import SplitEncoder, encoder_columns, pair_moments
-from pico_hf.training.evaluation import evaluate_form, evaluate_retrieval, share_metrics
+from pico_hf.training.trials import DevTrials, trial_part
 from pico_hf.training_args import PicoTrainingArguments
-
-TRIAL_PAIRS = 1_250_000  # 500 images × 2,500 captions: feedback on photos in the effect study
 
 
 @dataclass(frozen=True)
@@ -41,19 +32,21 @@ class Feedback:
     Attributes:
         encoder: Model, collator and batch size.
         train: Training split, which statistics come from; None if there is none.
-        dev: Dev split or a dict of splits, of which the first one is used; None: every candidate
-            for canonical columns counts alike.
+        dev: Dev split or a dict of splits, of which the first one is used; None: every proposal
+            counts alike.
         args: The run's knobs.
-        estimate: How style prototypes become a semantic probability.
+        sources: What proposes, by the names that a model's configuration has.
         fusion: How much of a proposal is taken, by what it brought.
+        guarded: False takes what proposals are fused to even if it scores less than before.
     """
 
     encoder: SplitEncoder
     train: ImageTextDataset | ImageTextStream | None
     dev: ImageTextDataset | Mapping[str, ImageTextDataset] | None
     args: PicoTrainingArguments
-    estimate: ProbabilityEstimate = complement_of_style
+    sources: Mapping[str, Estimator] = field(default_factory=lambda: ESTIMATORS)
     fusion: FusionRule = normalised_gain
+    guarded: bool = True
 
     @property
     def model(self) -> PreTrainedModel:
@@ -61,9 +54,13 @@ class Feedback:
         return self.encoder.model
 
     @property
-    def canonical(self) -> bool:
-        """True aligns canonical columns at the end, False refines style prototypes on the way."""
-        return self.model.prototypes.canonical
+    def estimators(self) -> list[Estimator]:
+        """Those of the model, in the order in which they propose."""
+        return [self.sources[name] for name in ORDER if name in self.model.prototypes.estimators]
+
+    def proposes(self, when: str) -> bool:
+        """Whether any estimator proposes in `"training"`, or at its `"end"`."""
+        return any(SOURCES[name] == when for name in self.model.prototypes.estimators)
 
     @property
     def dev_split(self) -> ImageTextDataset | None:
@@ -94,8 +91,12 @@ class Feedback:
         """Forgets prototypes and feedback; the first pairs of the training split are the probe."""
         self.model.restart_prototypes(self.pairs_in_probe)
 
-    def construct(self) -> list[Refinement]:
-        """One iteration of style prototypes, or one alignment of canonical columns.
+    def construct(self, when: str | None = None) -> list[Refinement]:
+        """Lets the model's estimators propose, and takes what helps.
+
+        Args:
+            when: Those that propose in `"training"`, or at its `"end"`; None: the latter, which
+                need no training, or all of a model that has none of them.
 
         Returns:
             What each proposal brought.
@@ -107,69 +108,47 @@ class Feedback:
             raise ValueError(
                 "Column weights are built from pairs, and there are none. Pass `train_dataset`."
             )
-        return self._align() if self.canonical else [self._refine()]
-
-    def _refine(self) -> Refinement:
-        dev = self.encoder.split(self.dev_split, "Feedback trial")
-
-        def trial(probability: Tensor) -> float:
-            self.encoder.processes.copy_from_first([probability])
-            return _rsum(lambda: evaluate_retrieval(self.model, dev, column_weights(probability)))
-
-        return refine_style(
+        when = "end" if when is None and self.proposes("end") else when
+        return construct(
             live_module(self.model.prototypes),
-            self.probe_statistics(),
-            trial,
-            estimate=self.estimate,
+            [one for one in self.estimators if when in (None, SOURCES[one.source])],
+            EncodedPairs(self.encoder, self.train, self.args),
+            self._trial(),
             fusion=self.fusion,
+            guarded=self.guarded,
+            progress=self._shown,
         )
 
-    def _align(self) -> list[Refinement]:
-        prototypes = live_module(self.model.prototypes)
-        pairs = self.train.sample(self.args.alignment_images)
-        moments = pair_moments(self.encoder, pairs)
+    def _trial(self) -> DevTrials | None:
         if self.dev_split is None:
-            return align_columns(prototypes, moments, fusion=self.fusion)
+            return None
         part = trial_part(self.dev_split)
-        dev = self.encoder.split(part, "Feedback trials", encoder_columns)
+        return DevTrials(self.model, self.encoder.split(part, "Feedback", encoder_columns))
 
-        def trial(form: Tensor) -> float:
-            self.encoder.processes.copy_from_first([form])
-            return _rsum(lambda: evaluate_form(self.model, dev, form))
-
-        candidates = tqdm(
-            CANDIDATES, "Feedback trials", disable=self.encoder.disable_tqdm, leave=False
-        )
-        reports = self._choose_share(dev)
-        reports += align_columns(prototypes, moments, trial, candidates, fusion=self.fusion)
-        return reports + self._choose_share(dev)
-
-    def _choose_share(self, dev: EncodedSplit) -> list[Refinement]:
-        """How much the pooled vectors count, in the columns that the prototypes have now."""
-        prototypes = live_module(self.model.prototypes)
-        metrics = share_metrics(self.model, dev, prototypes.columns)
-        return choose_share(
-            prototypes, lambda share: _rsum(lambda: metrics(share)), fusion=self.fusion
-        )
-
-    def probe_statistics(self) -> ColumnStatistics:
-        """Column statistics of the probe set: a fixed part of the training pairs in fixed order."""
-        probe = self.train.probe(self.model.config.probe_size)
-        batches = self.encoder.batches(probe, "Probe statistics")
-        return ColumnStatistics.concatenate([column_statistics(*pair) for pair in batches])
+    def _shown(self, proposals: Iterable[Any], source: str) -> Iterable[Any]:
+        hidden = self.encoder.disable_tqdm or not self.encoder.processes.first
+        return tqdm(proposals, f"Feedback on {source}", disable=hidden, leave=False)
 
 
-def _rsum(metrics: Callable[[], dict[str, float]]) -> float:
-    """The rSum of a trial; NaN if its scores hold NaN, which counts for nothing."""
-    try:
-        return metrics()["rsum"]
-    except NotNumbersError:
-        return math.nan
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Training pairs in the encoder columns, as the network encodes them now.
 
+    Attributes:
+        encoder: Encodes.
+        train: Training split.
+        args: The run's knobs.
+    """
 
-def trial_part(split: ImageTextDataset) -> ImageTextDataset:
-    """Chooses the part of a split that trials rank, with at most `TRIAL_PAIRS` pairs."""
-    images = split.gallery.bincount()
-    captions = split.gallery[split.text_to_image].bincount()
-    pairs = int(images @ captions)  # each gallery is ranked by itself
-    return split.sample(int(len(split) * math.sqrt(TRIAL_PAIRS / pairs)))
+    encoder: SplitEncoder
+    train: ImageTextDataset | ImageTextStream
+    args: PicoTrainingArguments
+
+    def probe(self) -> Iterator[tuple[TokenFeatures, TokenFeatures]]:
+        """A fixed part of the training pairs in fixed order."""
+        probe = self.train.probe(self.encoder.model.config.probe_size)
+        return self.encoder.batches(probe, "Probe statistics", encoder_columns)
+
+    def moments(self) -> PairMoments:
+        """Of a sample of images, and all of their captions."""
+        return pair_moments(self.encoder, self.train.sample(self.args.alignment_images))

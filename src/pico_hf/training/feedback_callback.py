@@ -14,8 +14,9 @@ logger = logging.getLogger(__name__)
 class FeedbackCallback(TrainerCallback):
     """Records performance when the dev split was scored, refines right before the next step.
 
-    That holds for style prototypes. Canonical columns are aligned once, when training is over:
-    projections that are being trained would take up within an epoch what a rotation brings.
+    That holds for what proposes in training, style prototypes. Canonical columns and the share of
+    pooled vectors are found when training is over: projections that are being trained would take up
+    within an epoch what a rotation brings.
 
     Refining inside `on_evaluate` would save a checkpoint that was never evaluated, and
     `load_best_model_at_end` would restore another model than the one that scored. Between the
@@ -25,14 +26,15 @@ class FeedbackCallback(TrainerCallback):
     Args:
         feedback: Gives the [`Feedback`] of the trainer as it is now, with the model and the splits
             that it has by then.
-        construct: `PicoTrainer.construct_prototypes`, which logs what it did.
+        construct: `PicoTrainer.construct_prototypes`, which logs what it did, told `"training"` or
+            `"end"`.
         evaluate: `PicoTrainer.evaluate`.
     """
 
     def __init__(
         self,
         feedback: Callable[[], Any],
-        construct: Callable[[], Any],
+        construct: Callable[[str], Any],
         evaluate: Callable[[], Any],
     ) -> None:
         self.feedback, self.construct, self.evaluate = feedback, construct, evaluate
@@ -60,27 +62,26 @@ class FeedbackCallback(TrainerCallback):
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Records the dev split's rSum, during training and after the warm-up only."""
-        performance = metrics.get(self.feedback().metric)
-        if performance is not None and self.training and self._refines(state):
-            self.feedback().model.prototypes.record(performance=performance)
+        """Notes that the dev split was scored, during training and after the warm-up only."""
+        if self.feedback().metric in metrics and self.training and self._refines(state):
+            self.feedback().model.prototypes.note_evaluation()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refines once per recorded performance."""
-        if self._refines(state) and bool(self.feedback().model.prototypes.has_performance):
-            self.construct()
+        """Refines once per evaluation."""
+        if self._refines(state) and bool(self.feedback().model.prototypes.evaluated):
+            self.construct("training")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Aligns canonical columns with the network as training leaves it, and scores the result.
+        """Aligns columns with the network as training leaves it, and scores the result.
 
         The best checkpoint, if that is what the run ends with, is back in place by now.
         """
         self.training = False
-        if not (self.feedback().args.refine_prototypes and self.feedback().canonical):
+        if not (self.feedback().args.refine_prototypes and self.feedback().proposes("end")):
             return
         if self.feedback().dev_split is None:
             logger.warning(
@@ -90,10 +91,10 @@ class FeedbackCallback(TrainerCallback):
                 else "the encoder columns stay as they are, with uniform weights",
             )
             return
-        self.construct()
+        self.construct("end")
         self.evaluate()
 
     def _refines(self, state: TrainerState) -> bool:
         run = self.feedback().args
         warm = (state.epoch or 0.0) >= run.prototype_warmup_epochs
-        return run.refine_prototypes and warm and not self.feedback().canonical
+        return run.refine_prototypes and warm and self.feedback().proposes("training")

@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-from transformers.models.vision_text_dual_encoder import VisionTextDualEncoderProcessor
-
-from pico_hf.data.dataset import ImageTextDataset
-from pico_hf.data.loading import load_image_text
-from pico_hf.hub.adapter_rules import import_peft
-from pico_hf.hub.errors import plain_errors
-from pico_hf.lora import pico_lora_config
-from pico_hf.modeling_pico import PicoModel
-
-HELD_OUT = 0.1  # of the images, where no dev split is named
 
 
 @dataclass
@@ -38,7 +23,9 @@ class ModelArguments:
     probe_size: int | None = field(
         default=None, metadata={"help": "Pairs that define the prototypes, R."}
     )
-    estimator: str | None = field(default=None, metadata={"help": "canonical or paper."})
+    estimators: list[str] | None = field(
+        default=None, metadata={"help": "What proposes how to score: style, canonical, pooled."}
+    )
     feedback_temperature: float | None = field(
         default=None, metadata={"help": "How much a gain in rSum counts in the fusion, > 0."}
     )
@@ -47,6 +34,10 @@ class ModelArguments:
     )
     loss: str | None = field(default=None, metadata={"help": "hinge, infonce or sigmoid."})
     margin: float | None = field(default=None, metadata={"help": "Margin of the hinge loss, > 0."})
+    pooled_share: float | None = field(
+        default=None,
+        metadata={"help": "How much of the score the encoder's own pooled features are."},
+    )
     use_lora: bool = field(
         default=False, metadata={"help": "Adapt the towers by LoRA; needs peft. Saves an adapter."}
     )
@@ -90,101 +81,10 @@ class DataArguments:
 KNOBS = (
     "num_prototypes",
     "probe_size",
-    "estimator",
+    "estimators",
     "feedback_temperature",
     "column_dropout",
     "loss",
     "margin",
+    "pooled_share",
 )
-
-
-def load_job_model(
-    args: ModelArguments, otherwise: Callable[..., tuple[Any, Any]] | None = None
-) -> tuple[Any, Any]:
-    """The model that is named, with its processor.
-
-    Args:
-        args: Name it.
-        otherwise: What is loaded if nothing is named, with the fields of `PicoConfig` that are
-            given; None raises.
-
-    Raises:
-        OSError: If model or processor cannot be loaded.
-        ValueError: If nothing is named, or only one of two towers is.
-    """
-    given = {name: getattr(args, name) for name in KNOBS}
-    knobs = {name: value for name, value in given.items() if value is not None}
-    if args.model_name_or_path:
-        model = PicoModel.from_pretrained(args.model_name_or_path, **knobs)
-        with plain_errors(args.model_name_or_path):
-            return model, AutoProcessor.from_pretrained(args.model_name_or_path)
-    if args.vision_model and args.text_model:
-        processor = VisionTextDualEncoderProcessor(
-            AutoImageProcessor.from_pretrained(args.vision_model),
-            AutoTokenizer.from_pretrained(args.text_model),
-        )
-        pair = PicoModel.from_vision_text_pretrained(args.vision_model, args.text_model, **knobs)
-        return pair, processor
-    if args.vision_model or args.text_model:
-        raise ValueError("Give both `vision_model` and `text_model`, or neither.")
-    if otherwise is None:
-        raise ValueError("`model_name_or_path` must name what is trained, got nothing.")
-    return otherwise(**knobs)
-
-
-def adapt(model: PicoModel, args: ModelArguments) -> Any:
-    """The model with a LoRA adapter on its towers, which alone is trained and saved."""
-    config = pico_lora_config(
-        model, r=args.lora_r, alpha=args.lora_alpha, dropout=args.lora_dropout
-    )
-    return import_peft().get_peft_model(model, config)
-
-
-def load_job_splits(
-    args: DataArguments, seed: int
-) -> tuple[ImageTextDataset, dict[str, ImageTextDataset]]:
-    """The training split and the dev split of the named files or data set.
-
-    Where training files are named and no others, a tenth of the images is held out as dev split.
-    """
-    columns = {
-        name: getattr(args, name)
-        for name in ("image_column", "caption_column", "image_id_column", "gallery_column")
-    }
-    train = load_split(args, args.train_file, "train", columns, args.max_train_samples)
-    if args.train_file and not args.validation_file:
-        train, dev = hold_out(train, HELD_OUT, seed)
-        if args.max_eval_samples is not None:
-            dev = dev.select(range(min(args.max_eval_samples, len(dev))))
-    else:
-        dev = load_split(args, args.validation_file, "validation", columns, args.max_eval_samples)
-    return ImageTextDataset(train, seed), {"dev": ImageTextDataset(dev, seed)}
-
-
-def load_split(
-    args: DataArguments, files: list[str] | None, split: str, columns: Any, limit: int | None
-) -> Any:
-    """One split from the files if there are any, else from the named data set."""
-    source = {"files": files} if files else {"dataset_name": args.dataset_name, "split": split}
-    return load_image_text(
-        **source, **columns, max_samples=limit, skip_bad_images=args.skip_bad_images
-    )
-
-
-def hold_out(rows: Any, share: float, seed: int = 0) -> tuple[Any, Any]:
-    """Splits pairs in two; images of one identity stay together.
-
-    Args:
-        rows: What `load_image_text` gives.
-        share: Of the identities that are held out, in (0, 1).
-        seed: Decides which.
-
-    Returns:
-        (the rest, what is held out).
-    """
-    known = rows["image_id"]
-    names = sorted(set(known))
-    random.Random(seed).shuffle(names)
-    apart = set(names[: max(1, round(share * len(names)))])
-    rest = [row for row, name in enumerate(known) if name not in apart]
-    return rows.select(rest), rows.select([r for r, name in enumerate(known) if name in apart])

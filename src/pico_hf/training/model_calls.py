@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from pico_hf.hub.adapter_files import live_module
+
+MOST_POOLED = 0.5  # share of the score that pooled features have at most while a run trains
 
 
 def pair_loss(outputs: Mapping[str, Any]) -> Tensor:
@@ -57,3 +63,20 @@ def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Mo
         p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
     )
     return model_init if takes_trial or not needs_none else lambda: model_init()
+
+
+@torch.no_grad()
+def train_tokens_too(model: Any) -> None:
+    """Makes tokens at least half of a score that is about to be trained.
+
+    A wrapped encoder ranks by its pooled features alone, so that tokens would get no gradient.
+    The scale of the logits follows, as if the encoder had been wrapped with that share: S spans
+    twice a cosine's range. A checkpoint that is loaded afterwards has its own share.
+
+    Args:
+        model: A [`PicoModel`].
+    """
+    share = model.pooled_share
+    if share > MOST_POOLED:
+        live_module(model.prototypes).share_score(MOST_POOLED)
+        live_module(model.pair_logits).logit_scale -= math.log((2 - MOST_POOLED) / (2 - share))

@@ -11,20 +11,21 @@ from transformers.trainer_pt_utils import nested_detach, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify_detensorize
 
 from pico_hf.core.encoded_split import EncodedSplit
+from pico_hf.training.encoder_cosine import encoder_metrics
 from pico_hf.training.evaluation import evaluate_retrieval, predict_retrieval
 
 UserMetrics = Callable[[EvalPrediction], dict[str, float]]
 
 
 def ranked(model: PreTrainedModel, split: EncodedSplit, prefix: str) -> EvalLoopOutput:
-    """Ranks a split and keeps no scores.
+    """Ranks a split, also as the encoder itself would, and keeps no scores.
 
     Args:
         model: Scores.
         split: The whole split.
         prefix: Of the names of metrics.
     """
-    metrics = _named(evaluate_retrieval(model, split), prefix)
+    metrics = _named(evaluate_retrieval(model, split) | encoder_metrics(model, split), prefix)
     return EvalLoopOutput(None, None, metrics=metrics, num_samples=len(split.images))
 
 
@@ -49,6 +50,7 @@ def predicted(
         Scores and images of the captions as arrays, and all metrics.
     """
     scores, metrics = predict_retrieval(model, split)
+    metrics |= encoder_metrics(model, split)
     labels = split.images_of_captions()
     if compute_metrics is not None:
         made = scores if preprocess is None else preprocess(scores, labels)

@@ -6,7 +6,6 @@ transformers together.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from pico_hf.core.processes import batch_statistics
+from pico_hf.encoders.projection_modules import linear_heads
 from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
+from pico_hf.training.device_refusals import asked_of_launcher
 from pico_hf.training_args import PicoTrainingArguments
 
 
@@ -49,8 +50,7 @@ _SHARDED = (
     "whole splits are encoded by whole models, and this one would be in parts. Start several "
     "processes with `torchrun`, each of which holds the model."
 )
-# What `accelerate launch` sets; on a CPU it would be ignored in silence.
-_LAUNCHERS = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"  # what `accelerate launch` sets
 _LIGER = "Liger has kernels for language models only. Leave it out."
 
 REFUSED: dict[str, Refusal] = {
@@ -85,7 +85,6 @@ REFUSED: dict[str, Refusal] = {
         _unset,
         "it would remove images and captions before the collator sees them. Pass `False`.",
     ),
-    "fsdp": Refusal(_unset, _SHARDED),
     "deepspeed": Refusal(_unset, _SHARDED),
     "parallelism_config": Refusal(_unset, _SHARDED),
 }
@@ -106,13 +105,12 @@ def check_arguments(args: Any) -> None:
         value = getattr(args, name, None)  # an older transformers may lack it
         if value is not None and not refusal.allowed(value):
             raise ValueError(f"`{name}` cannot be {value!r}: {refusal.reason}")
-    for name, variable in _LAUNCHERS.items():
-        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
-            raise ValueError(f"`accelerate launch` asks for {name} (`{variable}`): {_SHARDED}")
+    if asked_of_launcher(_DEEPSPEED):
+        raise ValueError(f"`accelerate launch` asks for DeepSpeed (`{_DEEPSPEED}`): {_SHARDED}")
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:
-    """Refuses what is no Pico model, and an adapter that would be lost or lose its prototypes.
+    """Refuses what is no Pico model, an adapter that would be lost, projections of another kind.
 
     Raises:
         ValueError: See above.
@@ -127,6 +125,13 @@ def check_model(model: Any, args: PicoTrainingArguments) -> None:
         writable_fields(model)  # what could not be read back is not trained
         if args.refine_prototypes:
             _check_adapter(pico)
+    if args.projection_start == "closed_form":
+        if pico is not model:
+            raise ValueError(
+                '`projection_start="closed_form"` replaces projections, which an adapter adapts. '
+                'Leave it at "as_is", or train the model without an adapter first.'
+            )
+        linear_heads(pico.encoder)
 
 
 def _check_adapter(pico: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import (
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -19,12 +21,14 @@ from transformers.utils import (
 
 from pico_hf.hub.adapter_files import base_model
 from pico_hf.hub.adapter_loading import check_weights
+from pico_hf.hub.errors import shortened
 from pico_hf.hub.files import read_json, refuse_pickle
 from pico_hf.hub.tensors import check_safetensors, checked_tensors
 from pico_hf.hub.weights import read_model_files
 from pico_hf.training.checkpoints import MANIFEST, damage, newest_whole, step_of
 
 _STATE = "trainer_state.json"
+_MOST_STEPS = 2**53
 _PICKLED_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, ADAPTER_WEIGHTS_NAME)
 _NUMBERS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
@@ -55,7 +59,7 @@ def run_facts(model: nn.Module, train: Any, dev: Any) -> dict[str, Any]:
     pico = base_model(model)
     splits = dev if isinstance(dev, Mapping) else {"": dev}
     return {
-        "estimator": pico.config.estimator,
+        "estimators": list(pico.config.estimators),
         "num_prototypes": pico.config.num_prototypes,
         "encoder": pico.encoder.config.model_type,
         "adapter": pico is not model,
@@ -161,10 +165,26 @@ def _check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def _check_state(folder: Path, output_dir: Path) -> None:
     state = read_json(folder / _STATE)
+    try:
+        TrainerState.load_from_json(str(folder / _STATE))
+    except Exception as error:  # whatever an odd value makes of itself
+        raise ValueError(
+            f"{_STATE} of '{folder}' is not the state of a run ({type(error).__name__}: "
+            f"{shortened(error)}). Resume from another checkpoint."
+        ) from error
     for name in ("global_step", "best_global_step"):
         value = state.get(name)
-        if not (isinstance(value, int) or (value is None and name != "global_step")):
-            raise ValueError(f"`{name}` in {_STATE} of '{folder}' must be a number, got {value!r}.")
+        count = type(value) is int and 0 <= value < _MOST_STEPS
+        if not (count or (value is None and name != "global_step")):
+            raise ValueError(
+                f"`{name}` in {_STATE} of '{folder}' must be a number of steps, got "
+                f"{shortened(repr(value), 80)}."
+            )
+    if not isinstance(state.get("log_history", []), list):
+        raise ValueError(f"`log_history` in {_STATE} of '{folder}' must be a list.")
+    metric = state.get("best_metric")
+    if metric is not None and not (type(metric) in (int, float) and math.isfinite(metric)):
+        raise ValueError(f"`best_metric` in {_STATE} of '{folder}' must be a finite number.")
     best = state.get("best_model_checkpoint")
     if best is not None and not isinstance(best, str):
         raise ValueError(f"`best_model_checkpoint` in {_STATE} of '{folder}' must be a path.")

@@ -25,12 +25,14 @@ from pico_hf.modeling_pico import PicoModel
 from pico_hf.training import distributed
 from pico_hf.training.cache_folder import default_cache_dir
 from pico_hf.training.cached_gradients import CachedGradients
+from pico_hf.training.closed_form import ClosedFormCallback
 from pico_hf.training.device_refusals import check_devices
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
-from pico_hf.training.model_calls import loss_of_batch, without_options
+from pico_hf.training.feedback_log import log_entry
+from pico_hf.training.model_calls import loss_of_batch, train_tokens_too, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
 from pico_hf.training.refusals import (
@@ -39,7 +41,8 @@ from pico_hf.training.refusals import (
     check_mini_batches,
     check_model,
 )
-from pico_hf.training.resumable import ResumableTrainer
+from pico_hf.training.reporting import ReportCallback
+from pico_hf.training.sharding import ShardingTrainer, on_whole_model
 from pico_hf.training.splits import (
     as_pairs,
     check_best_metric,
@@ -51,7 +54,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(ResumableTrainer):
+class PicoTrainer(ShardingTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -121,7 +124,9 @@ class PicoTrainer(ResumableTrainer):
             self.eval_dataset = each(self._cache, dev)
         # First, so that whoever uploads the model when training ends finds it aligned.
         callback = FeedbackCallback(lambda: self.feedback, self.construct_prototypes, self.evaluate)
-        self.callback_handler.callbacks.insert(0, callback)
+        report = ReportCallback(lambda: self.pico_model, lambda: self.callback_handler.callbacks)
+        self.callback_handler.callbacks[:0] = [callback, report]
+        self.add_callback(ClosedFormCallback(lambda: self.feedback))
         self.add_callback(distributed.BatchStatisticsCallback(self.processes))
 
     @staticmethod
@@ -163,11 +168,12 @@ class PicoTrainer(ResumableTrainer):
             self._fit_probe(self.pico_model)
 
     def _fit_probe(self, model: nn.Module) -> None:
-        """Sizes the prototypes' buffers before a checkpoint may be loaded into them."""
+        """Readies a model for a run, or for a checkpoint to be loaded: what is trained, buffers."""
+        train_tokens_too(base_model(model))
         feedback = replace(
             self.feedback, encoder=replace(self.split_encoder, model=base_model(model))
         )
-        if feedback.too_few_pairs and feedback.starts_afresh and not feedback.canonical:
+        if feedback.too_few_pairs and feedback.starts_afresh and feedback.proposes("training"):
             feedback.restart()
 
     @property
@@ -192,34 +198,25 @@ class PicoTrainer(ResumableTrainer):
         """Name of the dev split's rSum in the metrics of a run."""
         return self.feedback.metric
 
-    def construct_prototypes(self) -> None:
-        """One iteration of style prototypes, or one alignment of canonical columns.
+    @on_whole_model
+    def construct_prototypes(self, when: str | None = None) -> None:
+        """Lets the model's estimators propose how to score, and takes what helps on the dev split.
 
-        Either takes statistics of training pairs, tries what follows from them on the dev split,
-        the network frozen, and fuses it by what it brought. It needs no training: with an encoder
-        as it is, `train_dataset` and `eval_dataset` are all it looks at. Without the latter, as
-        with a handful of pairs, all candidates for canonical columns count alike. With canonical
-        columns it also finds how much of the score the encoder's pooled features are. Checkpoints
-        of a run hold the network before its alignment; `save_model` saves it aligned.
+        Statistics of training pairs give proposals; each is tried on the dev split, the network
+        frozen, and fused by what it brought; what scores less than what is there is not taken. It
+        needs no training: with an encoder as it is, `train_dataset` and `eval_dataset` are all it
+        looks at. Without the latter, as with a handful of pairs, all proposals count alike.
+        Checkpoints of a run hold the network before its end; `save_model` saves it as it ends.
+
+        Args:
+            when: `"training"`: those that propose at every evaluation of a run, style prototypes.
+                `"end"`: those that propose when it is over, canonical columns and the share of
+                pooled vectors. None: the latter, or all of a model that has none of them.
         """
-        reports = self.feedback.construct()
+        found = self.feedback.construct(when)
         self.processes.copy_from_first(live_module(self.pico_model.prototypes).buffers())
-        for report in reports:
-            if report.source == "pooled":
-                continue
-            weights = self.pico_model.column_weights
-            self.log(
-                {
-                    "pico_iteration": report.iteration,
-                    "pico_feedback": report.gain,
-                    "pico_fused_weight": report.fused_weight,
-                    "pico_weight_std": float(weights.std(correction=0)),
-                    "pico_weight_min": float(weights.min()),
-                    "pico_weight_max": float(weights.max()),
-                }
-            )
-        if any(report.source == "pooled" for report in reports):
-            self.log({"pico_pooled_share": self.pico_model.pooled_share})
+        for refinement in found:
+            self.log(log_entry(refinement))
 
     # ---- scoring a split ------------------------------------------------------------------
 
@@ -242,9 +239,9 @@ class PicoTrainer(ResumableTrainer):
             metric_key_prefix: Prefix of the metric names.
 
         Returns:
-            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent and those of `compute_metrics`;
-            of a prediction also all scores (images, texts), -inf across galleries, and as labels
-            the image (texts,) of each caption.
+            Metrics `{prefix}_i2t_r1` … `{prefix}_rsum` in percent, `{prefix}_encoder_rsum` and so
+            on of the encoder's own cosine, and those of `compute_metrics`; of a prediction also all
+            scores (images, texts), -inf across galleries, and the image (texts,) of each caption.
         """
         split = self.split_encoder.split(dataloader.dataset, description)
         if prediction_loss_only and self.compute_metrics is None:

@@ -36,7 +36,7 @@ def command(
     from pico_hf.cli.sources import load_pairs
     from pico_hf.hub.new_folder import check_new, new_folder
     from pico_hf.retriever import PicoRetriever
-    from pico_hf.training.job_options import hold_out
+    from pico_hf.training.job_sources import hold_out
 
     check_new(output)
     columns = {"image_column": image_column, "caption_column": caption_column}

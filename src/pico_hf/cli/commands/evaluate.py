@@ -77,23 +77,20 @@ def compare(retriever: Any, rows: Any) -> dict[str, dict[str, float]]:
     """
     import torch
 
-    from pico_hf.core.prototypes import CanonicalColumns
+    from pico_hf.core.score_form import ScoreForm
     from pico_hf.training.encoding import SplitEncoder, encoder_columns
-    from pico_hf.training.evaluation import gallery_scores, mean_metrics
+    from pico_hf.training.evaluation import evaluate_retrieval
 
     model = retriever.model
     encoder = SplitEncoder(model, retriever.collate, batch_size=retriever.batch_size)
     split = encoder.split(rows, "Encoding", encoder_columns)
-    plain, own = torch.ones_like(model.column_weights), model.prototypes.columns
-    tried: dict[str, tuple[Any, CanonicalColumns | None, float | None]] = {
-        "pooled cosine": (plain, None, 1.0),
-        "base, w = 1": (plain, None, 0.0),
-        "PICO": (None, own, None),
+    plain = ScoreForm(torch.ones_like(model.column_weights))
+    tried = {
+        "pooled cosine": plain._replace(pooled_share=1.0),
+        "base, w = 1": plain,
+        "PICO": model.prototypes.form,
     }
-    return {
-        name: mean_metrics([part.metrics() for part in gallery_scores(model, split, *how)])
-        for name, how in tried.items()
-    }
+    return {name: evaluate_retrieval(model, split, form) for name, form in tried.items()}
 
 
 def _mteb(model: str, names: list[str], batch_size: int) -> Answer:

@@ -68,14 +68,14 @@ def command(
             f"{index!r} is there already; --storage and --token-merging are for a new index. Leave "
             "them out, or name another folder."
         )
-    rows = _rows(source, split)
+    rows = rows_of(source, split)
     if isinstance(rows, Path):
         images_of(rows)  # nothing is made for a folder without images
     name = model_of(index, model)
     retriever = PicoRetriever.from_pretrained(name, batch_size=batch_size)
     options = {"dtype": (storage or Storage.float16).value, "token_merging": token_merging or 1}
     opened = (
-        PicoIndex.open(index, retriever) if there else PicoIndex.create(index, retriever, **options)  # type: ignore[arg-type]
+        PicoIndex.open(index, retriever) if there else PicoIndex.create(index, retriever, **options)
     )
     remember_model(Path(index), name)
     columns = {"image_column": image_column, "id_column": id_column}
@@ -92,8 +92,13 @@ def command(
     return Answer({**values, **facts, "skipped": skipped}, lines)
 
 
-def _rows(source: str, split: str) -> Any:
-    """A folder or image as its path; rows of a table or of a data set."""
+def rows_of(source: str, split: str) -> Any:
+    """A folder or image as its path; rows of a table or of a data set.
+
+    Args:
+        source: As it was typed.
+        split: Of a named data set.
+    """
     from pico_hf.data.paths import BUILDERS, load_files, load_named_split
 
     if os.path.isdir(source):

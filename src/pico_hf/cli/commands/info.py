@@ -64,9 +64,9 @@ def model_facts(source: str, base: str | None = None) -> dict[str, Any]:
         "kind": "model",
         "encoder": model.encoder.config.model_type,
         "columns": len(weights),
-        "estimator": "canonical" if prototypes.canonical else "paper",
-        "aligned": bool(int(prototypes.iteration)),
-        "rounds": int(prototypes.iteration),
+        "estimators": ", ".join(prototypes.estimators),
+        "rotated": prototypes.form.image_basis is not None,
+        "proposals": int(prototypes.iteration),
         "column_weights": {
             "min": float(weights.min()),
             "median": float(weights.median()),
@@ -107,8 +107,8 @@ def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
     return {
         "kind": "index",
         "images": len(living),
-        "deleted": len(store) - len(living),
-        "without_pooled_feature": int((~store.has_summary[living]).sum()) if living else 0,
+        "deleted": len(store.alive) - len(living),
+        "without_pooled_feature": int((~store.known[living]).sum()),
         "columns": facts["width"],
         "storage": facts["dtype"],
         "token_merging": facts["merging"],

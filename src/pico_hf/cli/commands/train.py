@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.answers import Answer, Failed, results_table
+from pico_hf.cli.base_run import trained_base, uniform_weights, weighed_in_training
+from pico_hf.cli.job_arguments import dataset_name, job_arguments
 
 PANEL = "Models"
 SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 STOPPED = "The same command with --resume goes on from the newest checkpoint."
-_CONFIGS = (".yaml", ".yml", ".json")
 _FRIENDLY = {
     "encoder": "model_name_or_path",
     "output": "output_dir",
@@ -106,64 +105,6 @@ def command(
     )
 
 
-def job_arguments(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Arguments of a job from a file of options, pairs and options of every name."""
-    from transformers import HfArgumentParser
-
-    from pico_hf.training.job_options import DataArguments, ModelArguments
-    from pico_hf.training_args import PicoTrainingArguments
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> Any:
-            raise typer.BadParameter(message)
-
-    kinds = (ModelArguments, DataArguments, PicoTrainingArguments)
-    parser = Parser(kinds, allow_abbrev=False)
-    parser.add_argument("pairs", nargs="*")
-    spoken, unknown = parser.parse_known_args(list(words))
-    if unknown:
-        raise typer.BadParameter(f"no such option: {' '.join(unknown)}")
-    flags = [word[2:].partition("=")[0].replace("-", "_") for word in words if word[:2] == "--"]
-    names = [name if hasattr(spoken, name) else name.removeprefix("no_") for name in flags]
-    chosen = {name: getattr(spoken, name) for name in names}
-    named: dict[str, Any] = {"do_train": True, "do_eval": True, "report_to": "none"}
-    if len(spoken.pairs) == 1 and spoken.pairs[0].endswith(_CONFIGS):
-        named |= _config(Path(spoken.pairs[0]))
-    elif spoken.pairs:
-        named |= _source(spoken.pairs)
-    named |= options | chosen
-    if "output_dir" not in named:
-        raise Failed("Name the folder of the trained model by --output.")
-    try:
-        return parser.parse_dict(named)
-    except ValueError as error:
-        raise Failed(
-            str(error).replace("by the HfArgumentParser", "as options of a run")
-        ) from error
-
-
-def _config(file: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        read = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Failed(f"{str(file)!r} is no file of options ({error}).") from error
-    if not isinstance(read, dict):
-        raise Failed(
-            f"{str(file)!r} must hold options with their values, got {type(read).__name__}."
-        )
-    return read
-
-
-def _source(pairs: list[str]) -> dict[str, Any]:
-    """Files as files; one name that is no file as a data set."""
-    alone = pairs[0] if len(pairs) == 1 else ""
-    if alone and not Path(alone).exists() and "/" in alone and not Path(alone).suffix:
-        return {"dataset_name": alone}
-    return {"train_file": pairs}
-
-
 # ---- the job -----------------------------------------------------------------------------------
 
 
@@ -180,9 +121,8 @@ def run_job(
 ) -> Results:
     """Trains, compares PICO with the base, saves, and pushes if asked to.
 
-    Canonical columns are estimated when training is over, so that base and PICO are one network.
-    Any other estimator weighs columns during training; the base is then trained beside it from the
-    same start.
+    If no style prototypes were taken on the way, base and PICO are one network; else the base is
+    trained beside it from the same start.
 
     Args:
         model_args: `ModelArguments`.
@@ -204,7 +144,8 @@ def run_job(
     """
     from transformers import set_seed
 
-    from pico_hf.training.job_options import adapt, load_job_model, load_job_splits
+    from pico_hf.training.job_sources import load_job_model, load_job_splits
+    from pico_hf.training.model_calls import MOST_POOLED
     from pico_hf.training.trainer import PicoTrainer
 
     if args.do_predict:
@@ -216,23 +157,26 @@ def run_job(
     train, validation = (load_splits or load_job_splits)(data_args, args.seed)
     dev = next(iter(validation.values()))  # chooses checkpoints and feeds prototypes
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": dev}
-    model, processor = (load_model or load_job_model)(model_args)
-    data["processing_class"] = processor
-    twin = data_args.compare_base and model.prototypes.canonical and args.refine_prototypes
-    if model_args.use_lora:
-        model = adapt(model, model_args)
-    results: Results = {}
-    if args.do_train and data_args.compare_base and not twin:
-        _train_base(model, args, data, validation, results)
+    start = load_model or load_job_model
+    model, data["processing_class"] = start(model_args)
     trainer = PicoTrainer(model, args, **data)
+    share = trainer.pico_model.pooled_share
+    results: Results = {}
+    if args.do_train and args.do_eval and share == 1:
+        _score(results, "encoder, before training", trainer, validation)
     if args.do_train:
+        share = min(share, MOST_POOLED)  # of the base: as much as while it is trained
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.save_state()
     if args.do_eval:
-        if twin:  # trained with uniform weights up to the alignment: the base is the same network
-            with uniform_weights(trainer.pico_model):
+        if data_args.compare_base and not weighed_in_training(trainer):
+            with uniform_weights(trainer.pico_model, share):
                 _score(results, "base", trainer, validation)
+        elif data_args.compare_base:
+            _score(
+                results, "base", trained_base(trainer, start, model_args, args, data), validation
+            )
         _score(results, "PICO", trainer, validation)
         trainer.save_metrics(
             "eval", {f"eval_{k}_rsum": v["PICO"]["rsum"] for k, v in results.items()}
@@ -245,35 +189,16 @@ def run_job(
     return results
 
 
-def _train_base(model: Any, args: Any, data: Any, splits: Any, results: Results) -> None:
-    from pico_hf.training.trainer import PicoTrainer
-
-    base_args = copy.copy(args)
-    base_args.output_dir = str(Path(args.output_dir) / "_base")
-    base_args.refine_prototypes = base_args.push_to_hub = False
-    base = PicoTrainer(copy.deepcopy(model), base_args, **data)
-    base.train()
-    _score(results, "base", base, splits)
-
-
-@contextmanager
-def uniform_weights(model: Any) -> Iterator[None]:
-    """Takes canonical columns and their weights back within the block."""
-    state = copy.deepcopy(model.prototypes.state_dict())
-    model.restart_prototypes(model.config.probe_size)
-    try:
-        yield
-    finally:
-        model.prototypes.load_state_dict(state)
-
-
 def _score(results: Results, name: str, trainer: Any, splits: Mapping[str, Any]) -> None:
-    """Scores a trained model on every validation split."""
+    """Scores a model on every validation split, and the encoder in it once it is trained."""
+    from pico_hf.cards.model_card import models_of_metrics
+
     for split, rows in splits.items():
         metrics = trainer.evaluate(rows, metric_key_prefix=split)
-        results.setdefault(split, {})[name] = {
-            key.removeprefix(f"{split}_"): value for key, value in metrics.items()
-        }
+        found = models_of_metrics(metrics, f"{split}_", name)
+        if name.startswith("encoder"):
+            del found["encoder"]  # the same numbers
+        results.setdefault(split, {}).update(found)
 
 
 def _write_card(
@@ -286,7 +211,7 @@ def _write_card(
     model, folder = trainer.pico_model, Path(trainer.args.output_dir)
     known = run_facts(model, trainer.args, trainer.state, folder.name)
     arguments = {name: value for name, value in known.arguments.items() if name != "step"}
-    about = {**about, "dataset": about["dataset"] or _dataset_name(data_args)}
+    about = {**about, "dataset": about["dataset"] or dataset_name(data_args)}
     facts = replace(
         known,
         results=results,
@@ -296,25 +221,3 @@ def _write_card(
         **about,
     )
     write_model_card(folder, facts)
-
-
-def _dataset_name(args: Any) -> str | None:
-    """The named data set, or the folder that holds the training files."""
-    from pico_hf.cards.redaction import last_part
-
-    if not args.train_file:
-        return args.dataset_name
-    file = Path(args.train_file[0])
-    return last_part(file if file.is_dir() else file.parent) or None
-
-
-def results_table(results: Results) -> list[Any]:
-    """One row per split and model, R@k in percent."""
-    from pico_hf.cards.model_card import HEADINGS, METRICS
-
-    rows = [
-        (split, name, *(f"{metrics[each]:.1f}" for each in METRICS))
-        for split, models in results.items()
-        for name, metrics in models.items()
-    ]
-    return [Table(("split", "model", *(f"#{text}" for text in HEADINGS)), rows)] if rows else []
