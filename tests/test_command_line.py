@@ -104,6 +104,8 @@ def test_ctrl_c_is_one_line_and_the_index_goes_on(shop, tmp_path):
     words = ["index", shop / "photos", tmp_path / "index", "--model", shop / "clip"]
     command = [sys.executable, "-m", "pico_hf_command", "--import", slow, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A test run in the background ignores ^C, and so would what it starts.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(list(map(str, command)), **pipes) as process:
         while process.poll() is None and not (tmp_path / "ready").exists():
             time.sleep(0.1)
