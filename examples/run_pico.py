@@ -91,8 +91,9 @@ def parse_arguments(
             embedded |= EMBEDDED_JOB
         if not {"model_name_or_path", "vision_model", "text_model"} & given:
             embedded |= HEADS.model | HEADS.training
-        if "use_lora" in given:  # an adapter changes what frozen towers would give
+        if "use_lora" in given:  # an adapter changes towers, and the projections as they are
             embedded.pop("freeze_encoder", None)
+            embedded.pop("projection_start", None)
         missing = {key: value for key, value in embedded.items() if key not in given}
         argv = [*(f"--{key}={value}" for key, value in missing.items()), *argv]
     return parser.parse_args_into_dataclasses(argv)

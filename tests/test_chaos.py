@@ -20,8 +20,8 @@ def test_killed_runs_go_on_exactly(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_that_ends_otherwise_is_told_from_an_undisturbed_one(tmp_path, monkeypatch):
-    chaos.phases_of(*chaos.start(tmp_path / "one", "paper"))
-    monkeypatch.setitem(chaos.RUNS["paper"], "seed", 1)
-    chaos.phases_of(*chaos.start(tmp_path / "other", "paper"))
+    chaos.phases_of(*chaos.start(tmp_path / "one", "style"))
+    monkeypatch.setitem(chaos.RUNS["style"], "seed", 1)
+    chaos.phases_of(*chaos.start(tmp_path / "other", "style"))
     assert chaos.differences(tmp_path / "one", tmp_path / "one") == []
     assert chaos.differences(tmp_path / "one", tmp_path / "other")

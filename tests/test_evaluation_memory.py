@@ -52,7 +52,7 @@ encoder = SplitEncoder(Model(), list, batch_size=8, disable_tqdm=True, max_bytes
 similarity(*(TokenFeatures(torch.randn(2, 3, 4), torch.ones(2, 3).bool()) for _ in "it"))
 before = peak()
 split = encoder.split(Split(), encode=encode)
-found = evaluate_retrieval(Model(), split, torch.ones(COLUMNS))
+found = evaluate_retrieval(Model(), split)
 print(json.dumps([peak() - before, 4 * IMAGES * (PATCHES + 5) * COLUMNS, found["rsum"]]))
 """
 

@@ -307,7 +307,7 @@ assert page.read_text() == "mine"
         alone = load(files["prototypes.safetensors"])
         assert (alone["vision"] == weights["prototypes.vision"]).all()
         assert b"| dev | PICO |" in files["README.md"]
-    assert b"| style | 1 |" not in files["README.md"]
+    assert b"pico_style" not in files["README.md"]
     assert "plots/feedback.png" in hub.files("org/trained")
     checkpoints = [name for name in hub.files("org/trained") if name.startswith("last-checkpoint")]
     assert bool(checkpoints) == (strategy == "checkpoint")

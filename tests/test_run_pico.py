@@ -88,7 +88,7 @@ def test_the_whole_job_in_small_leaves_a_model_a_page_and_plots(tmp_path):
         "--image_size=64",
         "--probe_size=64",
         "--output_dir=out",
-        "--resume_from_checkpoint=out/checkpoint-4",
+        "--resume_from_checkpoint=True",
         cwd=tmp_path,
     )
     assert again.returncode == 0, again.stderr[-2000:]

@@ -42,7 +42,8 @@ def job_arguments(words: Sequence[str], options: dict[str, Any]) -> tuple[Any, A
     named |= options | chosen
     if named.get("vision_model"):  # towers that never met, with new heads
         heads = recipe("new_heads")
-        named = {**heads.model, **heads.training, **named}
+        frozen = {} if named.get("use_lora") else heads.training  # an adapter changes both
+        named = {**heads.model, **frozen, **named}
     if "output_dir" not in named:
         raise Failed("Name the folder of the trained model by --output.")
     try:

@@ -130,11 +130,13 @@ def adopt_prototypes(model: Any, prototypes: PicoPrototypes) -> None:
     prototypes.place_beside(model.encoder)
     for name, value in prototypes.config_fields.items():
         setattr(model.config, name, value)
-    wrapper = model.prototypes
+    wrapper, share = model.prototypes, model.pooled_share
     if hasattr(wrapper, "modules_to_save"):  # an adapter's copy stands for them
         wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(model.device)
     else:
         model.prototypes = prototypes.to(model.device)
+    with torch.no_grad():  # as if the encoder had been wrapped with their share
+        model.logit_scale.add_(math.log((2.0 - share) / (2.0 - model.pooled_share)))
 
 
 def join_towers(
