@@ -150,7 +150,7 @@ class _Round:
         """Takes what the proposals were fused to, unless the guard finds something better."""
         if not self.tried:
             return self.found
-        fused = self.form(self.memory.tensors)
+        fused = self.found[-1].form  # of all that were fused
         rsum = self.score(fused)
         best, form = max(self.tried, key=lambda one: one[0])
         if self.estimator.picks and not best <= rsum:

@@ -26,6 +26,16 @@ class PairLogits(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
         self.logit_bias = nn.Parameter(torch.zeros(()))
 
+    @torch.no_grad()
+    def follow_share(self, before: float, after: float) -> None:
+        """Fits the scale to another share of pooled vectors: S spans twice a cosine's range.
+
+        Args:
+            before: The share m that the scale was for.
+            after: The share from now on.
+        """
+        self.logit_scale.add_(math.log((2.0 - before) / (2.0 - after)))
+
     def forward(self, scores: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:
         """Logits (images, texts) fp32 of S."""
         return scores * self.logit_scale.float().exp() + self.logit_bias.float()

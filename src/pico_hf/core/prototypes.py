@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pico_hf.core.score_form import ScoreForm
-from pico_hf.core.state import SOURCES, Buffer, Sizes, declared_buffers, started
+from pico_hf.core.state import MOST_POOLED, SOURCES, Buffer, Sizes, declared_buffers, started
 from pico_hf.core.token_features import TokenFeatures
 
 
@@ -151,7 +151,7 @@ class StylePrototypes(nn.Module):
         encoder columns again, with uniform weights. Pooled vectors stay a part of the score, at
         most half of it, so that tokens are trained.
         """
-        share = min(self.score_share, 0.5)
+        share = min(self.score_share, MOST_POOLED)
         self.sizes = self.sizes._replace(instances=num_instances)
         for name, buffer in self.declared().items():
             setattr(self, name, started(buffer).to(self.semantic_probability.device))

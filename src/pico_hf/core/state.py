@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+MOST_POOLED = 0.5  # share of the score that pooled features have at most while a run trains
 When = Literal["training", "end"]
 # `"training"` proposes at every evaluation of a run, `"end"` when training is over; what they
 # propose stands in `pico_hf.core.estimators`.

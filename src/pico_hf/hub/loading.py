@@ -18,7 +18,7 @@ from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
 from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder
 from pico_hf.encoders.logit_scale import logit_scale, trusted_share
 from pico_hf.encoders.table import ENCODERS, architecture
-from pico_hf.hub.adapter_files import has_adapter
+from pico_hf.hub.adapter_files import has_adapter, live_module
 from pico_hf.hub.adapter_loading import merge_adapter
 from pico_hf.hub.adapter_rules import CONFIG_FILE as ADAPTER_CONFIG
 from pico_hf.hub.adapter_rules import names_of
@@ -135,8 +135,8 @@ def adopt_prototypes(model: Any, prototypes: PicoPrototypes) -> None:
         wrapper.modules_to_save[wrapper.active_adapters[0]] = prototypes.to(model.device)
     else:
         model.prototypes = prototypes.to(model.device)
-    with torch.no_grad():  # as if the encoder had been wrapped with their share
-        model.logit_scale.add_(math.log((2.0 - share) / (2.0 - model.pooled_share)))
+    # As if the encoder had been wrapped with their share.
+    live_module(model.pair_logits).follow_share(share, model.pooled_share)
 
 
 def join_towers(

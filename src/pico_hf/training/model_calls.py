@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pico_hf.core.state import MOST_POOLED
 from pico_hf.hub.adapter_files import live_module
-
-MOST_POOLED = 0.5  # share of the score that pooled features have at most while a run trains
 
 
 def pair_loss(outputs: Mapping[str, Any]) -> Tensor:
@@ -79,4 +77,4 @@ def train_tokens_too(model: Any) -> None:
     share = model.pooled_share
     if share > MOST_POOLED:
         live_module(model.prototypes).share_score(MOST_POOLED)
-        live_module(model.pair_logits).logit_scale -= math.log((2 - MOST_POOLED) / (2 - share))
+        live_module(model.pair_logits).follow_share(share, MOST_POOLED)

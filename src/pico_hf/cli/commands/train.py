@@ -144,8 +144,8 @@ def run_job(
     """
     from transformers import set_seed
 
+    from pico_hf.core.state import MOST_POOLED
     from pico_hf.training.job_sources import load_job_model, load_job_splits
-    from pico_hf.training.model_calls import MOST_POOLED
     from pico_hf.training.trainer import PicoTrainer
 
     if args.do_predict:
