@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -116,3 +116,21 @@ def results_table(results: dict[str, dict[str, dict[str, float]]]) -> list[Any]:
         for name, metrics in models.items()
     ]
     return [Table(("split", "model", *(f"#{text}" for text in HEADINGS)), rows)] if rows else []
+
+
+def added(report: Any, values: dict[str, Any], where: str) -> Answer:
+    """What adding images to an index has done.
+
+    Args:
+        report: An `AddReport`.
+        values: What else is told with `--json`.
+        where: End of the line for people.
+    """
+    facts = asdict(report)
+    skipped = [{"image": place, "reason": why} for place, why in facts.pop("skipped")]
+    counts = ", ".join(f"{number} {kind}" for kind, number in facts.items() if number)
+    lines = [f"{counts or 'nothing new'}; {where}"]
+    if skipped:
+        first = skipped[0]
+        lines.append(f"{len(skipped)} left out, first: {first['image']}: {first['reason']}")
+    return Answer({**values, **facts, "skipped": skipped}, lines)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pico_hf.cli.answers import Answer
+from pico_hf.cli.answers import Answer, added
 from pico_hf.cli.sources import Storage, image_rows
 
 PANEL = "Search"
@@ -62,11 +61,4 @@ def command(
         raise typer.Exit
     if Path(index).is_dir():
         remember_model(Path(index), model)
-    facts = asdict(report)
-    skipped = [{"image": place, "reason": why} for place, why in facts.pop("skipped")]
-    counts = ", ".join(f"{number} {kind}" for kind, number in facts.items() if number)
-    values: dict[str, Any] = {"index": index, "model": model, **facts, "skipped": skipped}
-    lines = [f"{counts or 'nothing new'}; {index}"]
-    if skipped:
-        lines.append(f"{len(skipped)} left out, first: {skipped[0]['image']}")
-    return Answer(values, lines)
+    return added(report, {"index": index, "model": model}, index)

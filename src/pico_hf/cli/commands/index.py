@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pico_hf.cli.answers import Answer, Failed
+from pico_hf.cli.answers import Answer, Failed, added
 from pico_hf.cli.sources import Storage
 
 PANEL = "Search"
@@ -71,13 +70,5 @@ def command(
     remember_model(Path(index), name)
     columns = {"image_column": image_column, "id_column": id_column}
     report = opened.add(rows, **columns, skip_bad_images=not strict)
-    values: dict[str, Any] = {"index": index, "model": name, "images": len(opened)}
-    facts = asdict(report)
-    skipped = [{"image": place, "reason": why} for place, why in facts.pop("skipped")]
-    counts = ", ".join(f"{number} {kind}" for kind, number in facts.items() if number)
-    lines = [f"{counts or 'nothing new'}; {len(opened)} images in {index}"]
-    if skipped:
-        lines.append(
-            f"{len(skipped)} left out, first: {skipped[0]['image']}: {report.skipped[0][1]}"
-        )
-    return Answer({**values, **facts, "skipped": skipped}, lines)
+    values = {"index": index, "model": name, "images": len(opened)}
+    return added(report, values, f"{len(opened)} images in {index}")
