@@ -23,6 +23,7 @@ KNOBS = {
     "loss": sorted(LOSSES),
     "margin": [0.05, 2.0],
     "column_dropout": [0.0, 0.25],
+    "keep_special_tokens": [False, True],
     "fallback_widths": [None, [8, 8, 4]],
     "encoder_config": [None, tiny_encoder().config.to_dict()],
 }

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from pico_hf import PicoTrainer, mine_hard_negatives
+from pico_hf.data.cached_dataset import CachedImageTextDataset
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.training.evaluation import evaluate_retrieval
-from pico_hf.training.feature_cache import CachedImageTextDataset
 from report import differences, groups, interval, lines, rsum
 from study import Job, Study, from_command_line
 

@@ -29,10 +29,10 @@ from pico_hf import (
     PicoTrainingArguments,
     pico_lora_config,
 )
+from pico_hf.data.cached_dataset import CachedImageTextDataset
 from pico_hf.data.identity import content_digest
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders.projection_modules import projection_parameters
-from pico_hf.training.feature_cache import CachedImageTextDataset
 from towers import ROOT, pico_model, processor
 
 FAMILIES = {"google": "noto", "noto-v1": "noto"}  # two generations of one vendor

@@ -41,6 +41,12 @@ class PicoConfig(PreTrainedConfig):
         column_dropout: Share of columns of the image tower's output that are left out of an
             image in training, in all its patches at once, in [0, 1): projections then lean on no
             column alone, whether it carries semantics or style.
+        keep_special_tokens: True lets the encoder's own special tokens take part in the
+            interaction, as LAPS does, on which PICO builds: the vision tower's prefix (CLS,
+            registers) beside the patches, the text tower's BOS and EOS, or [CLS] and [SEP], beside
+            the words; padding never. Encoders that were pretrained by pooled vectors are aligned in
+            just those. Swin, ALIGN and attention pools (SigLIP, AIMv2) have nothing to keep among
+            the patches. Pooled features do not depend on it.
         kwargs: What every `PreTrainedConfig` takes.
 
     Raises:
@@ -64,6 +70,7 @@ class PicoConfig(PreTrainedConfig):
     loss: str = "hinge"
     margin: float = 0.2
     column_dropout: float = 0.0
+    keep_special_tokens: bool = False
     fallback_widths: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -84,6 +91,10 @@ class PicoConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
         if not 0 <= self.column_dropout < 1:
             raise ValueError(f"`column_dropout` must be in [0, 1), got {self.column_dropout!r}.")
+        if not isinstance(self.keep_special_tokens, bool):
+            raise ValueError(
+                f"`keep_special_tokens` must be true or false, got {self.keep_special_tokens!r}."
+            )
         if self.fallback_widths is not None and len(self.fallback_widths) != 3:
             raise ValueError(
                 "`fallback_widths` must be three widths (image, text, common space), got "

@@ -17,6 +17,8 @@ from pico_hf.core.attribution import Attribution, attribute
 from pico_hf.core.modes import evaluation_mode
 from pico_hf.data.collator import PicoCollator
 from pico_hf.encoders.grid import patch_grid
+from pico_hf.encoders.special_tokens import kept_prefix
+from pico_hf.encoders.table import encoder_spec
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.encoding import encode_batch
 
@@ -26,7 +28,8 @@ class Explanation:
     """Where the score of one image and one caption comes from; a notebook shows it as a figure.
 
     Attributes:
-        words: Labels of the W words that take part in the score, as the tokenizer cut them.
+        words: Labels of the W words that take part in the score, as the tokenizer cut them, kept
+            special tokens of the text among them.
         weighted: With the model's column weights; its `columns` sum to the model's score.
         unweighted: The same columns, each with the weight 1.
         column_weights: (D,) float32, mean 1.
@@ -34,6 +37,9 @@ class Explanation:
             such as the queries of a Q-Former.
         image: (height, width, 3) float32 in [0, 1]: what the vision tower saw, after the
             processor's resizing and cropping.
+        special_words: Places of special tokens among `words`; none unless the model keeps them.
+        special_patches: Labels of the image's special tokens (CLS, registers), likewise. They come
+            before the P patches in every `Attribution`, and are no part of a map.
     """
 
     words: tuple[str, ...]
@@ -42,6 +48,8 @@ class Explanation:
     column_weights: Tensor
     grid: tuple[int, int] | None
     image: np.ndarray
+    special_words: tuple[int, ...] = ()
+    special_patches: tuple[str, ...] = ()
 
     @property
     def score(self) -> float:
@@ -57,8 +65,7 @@ class Explanation:
         Returns:
             (W, rows, columns) of the grid; (W, 1, P) without one.
         """
-        products = (self.weighted if weighted else self.unweighted).products
-        return products.T.unflatten(1, self.grid or (1, -1))
+        return self._of_patches(weighted).T.unflatten(1, self.grid or (1, -1))
 
     def patch_maps(self, *, weighted: bool = True) -> Tensor:
         """s[p, w] of every patch over the words.
@@ -69,8 +76,11 @@ class Explanation:
         Returns:
             (rows, columns, W) of the grid; (1, P, W) without one.
         """
+        return self._of_patches(weighted).unflatten(0, self.grid or (1, -1))
+
+    def _of_patches(self, weighted: bool) -> Tensor:
         products = (self.weighted if weighted else self.unweighted).products
-        return products.unflatten(0, self.grid or (1, -1))
+        return products[len(self.special_patches) :]
 
     def figure(self) -> Any:
         """Draws all of it: each word over the patches, each patch over the words, a bar per column.
@@ -91,7 +101,7 @@ class Explanation:
         if torch.allclose(self.column_weights, torch.ones_like(self.column_weights)):
             titles = {"all column weights equal": self.weighted}
         blocks = [Block(title, parts) for title, parts in titles.items()]
-        return draw_blocks(blocks, self.words, self.grid, self.image)
+        return draw_blocks(blocks, self.words, self.grid, self.image, self.special_patches)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the figure to a file, which appears when it is complete.
@@ -142,15 +152,20 @@ def explain(model: PicoModel, processor: Any, image: Any, caption: str) -> Expla
         patches, words = encode_batch(model, batch)
     assert patches is not None
     assert words is not None
-    weights = model.column_weights
-    grid = patch_grid(model.encoder, batch, int(patches.mask.sum()))
+    weights, counted = model.column_weights, words.mask[0].cpu()
+    row, keep = encoder_spec(model.encoder).image, model.config.keep_special_tokens
+    prefix = kept_prefix(model.encoder, row, keep)
+    grid = patch_grid(model.encoder, batch, int(patches.mask.sum()) - len(prefix))
+    special = ~batch["word_mask"][0].cpu()[counted]
     return Explanation(
-        words=word_labels(collate, caption, batch["input_ids"][0], words.mask[0].cpu()),
+        words=word_labels(collate, caption, batch["input_ids"][0], counted),
         weighted=attribute(patches, words, weights, model.pooled_share),
         unweighted=attribute(patches, words, pooled_share=model.pooled_share),
         column_weights=weights.detach().cpu(),
         grid=grid,
         image=seen_image(batch, collate.image_processor),
+        special_words=tuple(special.nonzero().flatten().tolist()),
+        special_patches=prefix,
     )
 
 
@@ -163,7 +178,7 @@ def word_labels(
         collate: What made the token ids.
         caption: The text.
         input_ids: (tokens,) as the collator cut them.
-        mask: (tokens,) True = word.
+        mask: (tokens,) True = word, or special token that is kept.
 
     Returns:
         Per word its part of the caption; what the tokenizer calls it where that is not known.

@@ -24,7 +24,7 @@ from pico_hf.encoders import checkpointing
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.building import complete_encoder
 from pico_hf.encoders.freezing import freeze_towers, keep_batch_statistics
-from pico_hf.encoders.gallery import calibration_of
+from pico_hf.encoders.gallery import calibrated, calibration_of
 from pico_hf.encoders.word_embeddings import resize_word_embeddings, word_embeddings
 from pico_hf.hub import loading
 from pico_hf.hub.errors import plain_errors
@@ -231,7 +231,7 @@ class PicoModel(PicoPreTrainedModel):
         image_pooled_state: Tensor | None = None,
         **inputs: Any,
     ) -> TokenFeatures:
-        """Images to unit-length features of their patches, and of the whole image.
+        """Images to unit-length features of patches, after kept special tokens, and of the whole.
 
         Args:
             pixel_values: What the processor gives.
@@ -244,11 +244,11 @@ class PicoModel(PicoPreTrainedModel):
             Features (images, patches, D) fp32 of unit length, mask (images, patches) bool, pooled
             (images, D), which is None in training while it is no part of the score.
         """
+        inputs |= {"keep_special_tokens": self.config.keep_special_tokens}
         computed = (image_hidden_states, patch_mask, image_pooled_state)
         hidden = encoder_tokens.image_hidden_states(self.encoder, pixel_values, *computed, **inputs)
-        hidden = hidden if self._calibration is None else self._calibration(hidden)
-        if self.training and self.config.column_dropout > 0:
-            hidden = drop_columns(hidden, self.config.column_dropout)
+        hidden = calibrated(self, hidden, self._calibration)
+        hidden = drop_columns(hidden, self.config.column_dropout if self.training else 0.0)
         return self._to_columns(hidden, "image")
 
     def encode_texts(
@@ -265,8 +265,7 @@ class PicoModel(PicoPreTrainedModel):
         Args:
             input_ids: (texts, words).
             attention_mask: (texts, words), 1 = a token the tower attends to.
-            word_mask: (texts, words) True = a word that takes part in the score. None: every
-                attended token but the special ones.
+            word_mask: (texts, words) True = a word that takes part in the score; None: every one.
             text_hidden_states: Instead: (texts, words, hidden) tower outputs computed before.
             text_pooled_state: (texts, hidden) output of the token that the encoder pools.
             inputs: What else the tower takes, such as `token_type_ids`; None is left out.
@@ -275,13 +274,14 @@ class PicoModel(PicoPreTrainedModel):
             Features (texts, words, D) fp32 of unit length, mask (texts, words) bool, pooled
             (texts, D) as of images.
         """
+        inputs |= {"keep_special_tokens": self.config.keep_special_tokens}
         given = (input_ids, attention_mask, word_mask, text_hidden_states, text_pooled_state)
         hidden = encoder_tokens.text_hidden_states(self.encoder, *given, **inputs)
         return self._to_columns(hidden, "text")
 
     def _to_columns(self, hidden: TokenFeatures, side: str) -> TokenFeatures:
-        pools = not self.training or self.pooled_share > 0
-        tokens = encoder_tokens.project(self.encoder, side, hidden, pools)
+        how = (not self.training or self.pooled_share > 0, self.config.keep_special_tokens)
+        tokens = encoder_tokens.project(self.encoder, side, hidden, *how)
         tokens = unit_length(tokens.features, tokens.mask, side, tokens.pooled)
         return self.prototypes.to_columns(tokens, side)
 

@@ -36,6 +36,7 @@ def draw_blocks(
     words: Sequence[str],
     grid: tuple[int, int] | None,
     image: np.ndarray,
+    special: Sequence[str] = (),
 ) -> Any:
     """Draws each block: maps of its words over the image, its products, and a bar per column.
 
@@ -44,6 +45,7 @@ def draw_blocks(
         words: Labels of the W words.
         grid: Rows and columns of the patches; None draws them as one row beside the image.
         image: (height, width, 3) in [0, 1].
+        special: Labels of the tokens before the patches, which are in no map.
 
     Returns:
         A `matplotlib.figure.Figure`.
@@ -65,8 +67,8 @@ def draw_blocks(
     for part, block in zip(parts.flatten(), blocks, strict=True):
         part.suptitle(f"{block.title}: S = {block.parts.score:.3f}")
         maps, products, columns = part.subfigures(3, 1, height_ratios=heights)
-        _draw_word_maps(maps, block.parts, words, grid, image)
-        _draw_products(products, block.parts, words)
+        _draw_word_maps(maps, block.parts.products.numpy()[len(special) :], words, grid, image)
+        _draw_products(products, block.parts, words, special)
         _draw_columns(columns, block.parts)
     return figure
 
@@ -99,13 +101,12 @@ def save_figure(figure: Any, path: str | os.PathLike) -> None:
 
 def _draw_word_maps(
     figure: Any,
-    parts: Attribution,
+    products: np.ndarray,
     words: Sequence[str],
     grid: tuple[int, int] | None,
     image: np.ndarray,
 ) -> None:
     """The image, and every word's similarity to its patches in one scale of colours."""
-    products = parts.products.numpy()
     lines = math.ceil((len(words) + 1) / _PER_LINE)
     panels = figure.subplots(lines, _PER_LINE, squeeze=False).flatten()
     for panel in panels:
@@ -126,7 +127,9 @@ def _draw_word_maps(
     figure.colorbar(shown, ax=list(panels), label=label, shrink=0.8)
 
 
-def _draw_products(figure: Any, parts: Attribution, words: Sequence[str]) -> None:
+def _draw_products(
+    figure: Any, parts: Attribution, words: Sequence[str], special: Sequence[str]
+) -> None:
     """Every patch over the words; dots are the products that the score counts."""
     products, axes = parts.products.numpy(), figure.subplots()
     axes.imshow(products.T, aspect="auto", cmap="viridis", interpolation="nearest")
@@ -134,7 +137,11 @@ def _draw_products(figure: Any, parts: Attribution, words: Sequence[str]) -> Non
     axes.plot(range(len(products)), parts.best_words, ".", color="white", markersize=3)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_yticks(range(len(words)), words, fontsize=7, parse_math=False)
-    axes.set_xlabel("patch   (• best word of a patch, × best patch of a word)", fontsize=8)
+    label = "patch   (• best word of a patch, × best patch of a word)"
+    if special:
+        axes.axvline(len(special) - 0.5, color="white", linewidth=1.5)
+        label += f"; left of the line: {', '.join(special)}"
+    axes.set_xlabel(label, fontsize=8)
 
 
 def _draw_columns(figure: Any, parts: Attribution) -> None:

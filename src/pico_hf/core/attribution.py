@@ -15,6 +15,8 @@ from pico_hf.core.token_features import TokenFeatures
 class Attribution:
     """The products that a score is made of, and its parts by patch, by word and by column.
 
+    Special tokens that take part are among them: those of the image come before its patches.
+
     Attributes:
         products: s[p, w] = Σ_d w_d · V[p, d] · T[w, d] (patches, words), float64.
         best_words: (patches,) the word that each patch matches best, the first of equals.

@@ -164,8 +164,10 @@ def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:
 
     Args:
         tokens: Of some images or texts.
-        share: Probability of each column to be left out, in [0, 1).
+        share: Probability of each column to be left out, in [0, 1); 0 draws nothing.
     """
+    if share == 0:
+        return tokens
     kept = torch.ones_like(tokens.features[:, :1])
     kept = torch.nn.functional.dropout(kept, share)
     pooled = None if tokens.pooled is None else tokens.pooled * kept.squeeze(1)

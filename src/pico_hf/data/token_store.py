@@ -43,7 +43,7 @@ class TokenStore(Dataset):
         return len(self._ends)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        """Features (tokens, hidden) of one image or caption; special tokens are already gone.
+        """Features (tokens, hidden) of one image or caption, of what takes part in its score.
 
         With the state (hidden,) of the token that the encoder pools, if it is one.
         """

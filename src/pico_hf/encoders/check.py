@@ -66,7 +66,7 @@ def fallback_widths(encoder: PreTrainedModel) -> list[int]:
     return [image, text, min(image, text)]
 
 
-def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def dummy_batch(encoder: PreTrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """Makes two images and two texts that the encoder takes, as inputs of each side."""
     spec = encoder_spec(encoder)
     return _dummy_images(encoder, spec.image), _dummy_texts(encoder, spec.text)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.core.calibration import StyleCalibration
+from pico_hf.core.token_features import TokenFeatures
 from pico_hf.encoders.inputs import image_inputs
+from pico_hf.encoders.special_tokens import kept_prefix, patches_alone
+from pico_hf.encoders.table import encoder_spec
 from pico_hf.encoders.tokens import image_hidden_states
 
 
@@ -20,6 +24,8 @@ def calibration_of(
     reference: Iterable[Mapping[str, Tensor]] | None,
 ) -> StyleCalibration | None:
     """Brings the statistics of a gallery's hidden states to those of reference images.
+
+    They are those of patches alone: few special tokens would blur them.
 
     Args:
         encoder: The dual encoder.
@@ -40,3 +46,22 @@ def calibration_of(
         for side in (gallery, reference)
     )
     return StyleCalibration.between(*states)
+
+
+def calibrated(
+    model: Any, hidden: TokenFeatures, calibration: StyleCalibration | None
+) -> TokenFeatures:
+    """Calibrates the patches of images; special tokens stay as they are, like the pooled state.
+
+    Args:
+        model: The [`PicoModel`] whose hidden states these are.
+        hidden: Hidden states of images.
+        calibration: From `calibration_of`; None: there is none.
+    """
+    if calibration is None:
+        return hidden
+    keep, row = model.config.keep_special_tokens, encoder_spec(model.encoder).image
+    first = hidden.features[:, : len(kept_prefix(model.encoder, row, keep))]
+    patches = calibration(patches_alone(model.encoder, row, hidden, keep))
+    features = torch.cat([first, patches.features], dim=1) if first.shape[1] else patches.features
+    return TokenFeatures(features, hidden.mask, hidden.pooled)

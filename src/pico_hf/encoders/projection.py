@@ -87,6 +87,19 @@ def project_pooled(
     return apply_steps(encoder, row.steps, mean).squeeze(1)
 
 
+def mean_state(row: TokenMap, hidden: TokenFeatures) -> Float[Tensor, "n hidden"] | None:
+    """The hidden state that [`project_pooled`] projects where an encoder pools no single token.
+
+    Args:
+        row: The side in the table.
+        hidden: Patches or words before projection, without special tokens.
+
+    Returns:
+        None for a pooling step, which takes all states.
+    """
+    return None if row.pooled_by == "attention" else hidden.mean().to(hidden.features)
+
+
 def _without_padding(row: TokenMap, mask: Tensor) -> bool:
     """Whether a head over all patches needs no mask; a graph cannot ask what is in one."""
     return row.real_patches is None if torch.compiler.is_compiling() else bool(mask.all())

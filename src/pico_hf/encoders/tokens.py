@@ -1,7 +1,8 @@
 """From a dual encoder's hidden states to token features and masks.
 
-tokens = steps(last_hidden_state without prefix tokens), by the encoder's row in
-`pico_hf.encoders.table`. `pico_hf.encoders.check` verifies a row whenever a model is wrapped.
+tokens = steps(last_hidden_state), by the encoder's row in `pico_hf.encoders.table`, without special
+tokens unless they are kept: see `pico_hf.encoders.special_tokens`. `pico_hf.encoders.check`
+verifies a row whenever a model is wrapped.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.core.token_features import TokenFeatures
-from pico_hf.encoders.padding import attended_tokens, padded_right, run_at_end
-from pico_hf.encoders.projection import apply_steps, pooled_state, project_pooled
+from pico_hf.encoders.padding import attended_tokens, padded_right
+from pico_hf.encoders.projection import apply_steps, mean_state, pooled_state, project_pooled
 from pico_hf.encoders.spec import tower_config
+from pico_hf.encoders.special_tokens import (
+    kept_prefix,
+    patches_alone,
+    prefix_tokens,
+    special_tokens,
+    words_alone,
+)
 from pico_hf.encoders.table import encoder_spec
 
 
@@ -25,6 +33,8 @@ def image_hidden_states(
     image_hidden_states: Tensor | None = None,
     patch_mask: Tensor | None = None,
     image_pooled_state: Tensor | None = None,
+    *,
+    keep_special_tokens: bool = False,
     **inputs: Any,
 ) -> TokenFeatures:
     """The vision tower's output for every patch, before any projection.
@@ -32,14 +42,16 @@ def image_hidden_states(
     Args:
         encoder: The dual encoder.
         pixel_values: Images, or sequences of patches for NaFlex towers.
-        image_hidden_states: (images, patches, hidden) outputs that were computed before.
+        image_hidden_states: (images, patches, hidden) outputs that were computed before, in the
+            same setting of `keep_special_tokens`.
         patch_mask: (images, patches) True = real patch of those; None = all.
         image_pooled_state: (images, hidden) of the token that the encoder pools, if it is one.
+        keep_special_tokens: True gives the prefix tokens, too, before the patches.
         inputs: What else the tower takes; None is left out.
 
     Returns:
-        (images, patches, hidden) without prefix tokens, with the mask of real patches, and the
-        state of the token that the encoder pools, if it is one.
+        (images, patches, hidden) with the mask of real patches, and the state of the token that the
+        encoder pools, if it is one.
 
     Raises:
         ValueError: If there are neither pixels nor outputs.
@@ -51,11 +63,12 @@ def image_hidden_states(
     row, inputs = encoder_spec(encoder).image, _given(inputs)
     out = image_output(encoder, pixel_values=pixel_values.to(encoder.dtype), **inputs)
     hidden = last_hidden_state(out, encoder, "image")
-    patches = hidden[:, prefix_length(encoder) :]
-    real = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    kept = len(kept_prefix(encoder, row, keep_special_tokens))
+    tokens = hidden[:, prefix_length(encoder) - kept :]
+    real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if row.real_patches and row.real_patches in inputs:
-        real = inputs[row.real_patches].bool().to(patches.device)
-    return TokenFeatures(patches, real, pooled_state(encoder, row, hidden, out))
+        real[:, kept:] = inputs[row.real_patches].bool().to(tokens.device)
+    return TokenFeatures(tokens, real, pooled_state(encoder, row, hidden, out))
 
 
 def text_hidden_states(
@@ -65,6 +78,8 @@ def text_hidden_states(
     word_mask: Tensor | None = None,
     text_hidden_states: Tensor | None = None,
     text_pooled_state: Tensor | None = None,
+    *,
+    keep_special_tokens: bool = False,
     **inputs: Any,
 ) -> TokenFeatures:
     """The text tower's output for every token, before any projection, and which are words.
@@ -76,13 +91,16 @@ def text_hidden_states(
             to it. Padding before a text does not move its positions.
         word_mask: (texts, tokens) True = word. None: attended tokens without the architecture's
             special tokens at either end; a text of nothing else keeps them.
-        text_hidden_states: (texts, tokens, hidden) outputs that were computed before.
+        text_hidden_states: (texts, tokens, hidden) outputs that were computed before, in the same
+            setting of `keep_special_tokens`; `word_mask` then is of these.
         text_pooled_state: (texts, hidden) of the token that the encoder pools, if it is one.
+        keep_special_tokens: True counts the attended special tokens beside the words, whatever
+            `word_mask` says of them.
         inputs: What else the tower takes; None is left out.
 
     Returns:
-        (texts, tokens, hidden) with the mask of words, and the state of the token that the encoder
-        pools, if it is one.
+        (texts, tokens, hidden) with the mask of what takes part, and the state of the token that
+        the encoder pools, if it is one, or of the mean word beside special tokens.
 
     Raises:
         ValueError: If there are neither token ids nor outputs.
@@ -106,8 +124,12 @@ def text_hidden_states(
     pooled = pooled_state(encoder, row, hidden, out)
     if place is not None:
         hidden = hidden.gather(1, place.to(hidden.device).unsqueeze(-1).expand_as(hidden))
-    words = _words(encoder, input_ids, attention_mask) if word_mask is None else word_mask.bool()
-    return TokenFeatures(hidden, words.to(hidden.device), pooled)
+    text = encoder, row, input_ids, attention_mask
+    words = (words_alone(*text) if word_mask is None else word_mask.bool()).to(hidden.device)
+    if not keep_special_tokens:
+        return TokenFeatures(hidden, words, pooled)
+    pooled = mean_state(row, TokenFeatures(hidden, words)) if pooled is None else pooled
+    return TokenFeatures(hidden, words | special_tokens(*text).to(hidden.device), pooled)
 
 
 def _computed_before(
@@ -124,7 +146,11 @@ def _given(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def project(
-    encoder: PreTrainedModel, side: str, hidden: TokenFeatures, pools: bool = True
+    encoder: PreTrainedModel,
+    side: str,
+    hidden: TokenFeatures,
+    pools: bool = True,
+    keep_special_tokens: bool = False,
 ) -> TokenFeatures:
     """Tokens, and what the encoder pools of them, in the common space, not normalised.
 
@@ -133,10 +159,15 @@ def project(
         side: `"image"` or `"text"`.
         hidden: From `image_hidden_states` or `text_hidden_states`.
         pools: False leaves the pooled features out.
+        keep_special_tokens: Whether special tokens are among `hidden`. Pooled features do not
+            depend on it.
     """
     row = getattr(encoder_spec(encoder), side)
     features = apply_steps(encoder, row.steps, hidden.features)
-    pooled = project_pooled(encoder, row, hidden) if pools else None
+    if not pools:
+        return TokenFeatures(features, hidden.mask)
+    kept = keep_special_tokens and side == "image"
+    pooled = project_pooled(encoder, row, patches_alone(encoder, row, hidden, kept))
     return TokenFeatures(features, hidden.mask, pooled)
 
 
@@ -181,28 +212,4 @@ def last_hidden_state(out: Any, encoder: PreTrainedModel, side: str) -> Tensor:
 
 def prefix_length(encoder: PreTrainedModel) -> int:
     """Tokens before the first patch."""
-    row = encoder_spec(encoder).image
-    config = tower_config(encoder, row, "vision")
-    return row.prefix + (getattr(config, row.registers) if row.registers else 0)
-
-
-def _words(encoder: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Attended tokens without the first `prefix` and last `suffix`, on either padding side."""
-    row = encoder_spec(encoder).text
-    if attention_mask is None:  # only of towers that attend to their padding
-        return _before_padding(input_ids, tower_config(encoder, row, "text").pad_token_id)
-    attended = attention_mask.bool()
-    position = attended.long().cumsum(dim=1)
-    last = position[:, -1:] - row.suffix
-    words = attended & (position > row.prefix) & (position <= last)
-    return words | (attended & ~words.any(dim=1, keepdim=True))
-
-
-def _before_padding(input_ids: Tensor, pad: int) -> Tensor:
-    """What is neither the config's pad token nor part of a run of one token at the end.
-
-    SigLIP 2's vocabulary pads with another token than its configs name, which is its EOS.
-    """
-    run = run_at_end(input_ids == input_ids[:, -1:])
-    words = (input_ids != pad) & ~(run & (run.sum(dim=1, keepdim=True) > 1))
-    return words | ~words.any(dim=1, keepdim=True)
+    return len(prefix_tokens(encoder, encoder_spec(encoder).image))

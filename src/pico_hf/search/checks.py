@@ -97,6 +97,8 @@ def _is_encoder(value: Any) -> bool:
         return False
     kinds = (str, type(None))
     plain = (value["model_type"], value["processor"], value["calibration"])
+    if not _is_count(value.get("special_tokens", 0)):  # of an index before they could be kept
+        return False
     return all(isinstance(one, kinds) for one in (*plain, *value["tower"].values()))
 
 

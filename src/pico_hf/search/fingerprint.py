@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pico_hf.encoders.special_tokens import kept_prefix
+from pico_hf.encoders.table import encoder_spec
 from pico_hf.hub.fingerprint import encoder_fingerprint
 
 # What differs between two builds of one image processor that read images alike.
@@ -25,16 +27,18 @@ def image_side_fingerprint(retriever: Any) -> dict[str, Any]:
         retriever: A `PicoRetriever`.
 
     Returns:
-        `tower` (type name → digest, see `encoder_fingerprint`), and digests `processor` and
-        `calibration`.
+        `tower` (type name → digest, see `encoder_fingerprint`), digests `processor` and
+        `calibration`, and `special_tokens`, how many of them are stored beside an image's patches.
     """
     model = retriever.model
+    row, keep = encoder_spec(model.encoder).image, model.config.keep_special_tokens
     names = _image_side(retriever)
     return {
         "model_type": model.encoder.config.model_type,
         "tower": encoder_fingerprint(model.encoder, names),
         "processor": _processor(retriever),
         "calibration": _calibration(model),
+        "special_tokens": len(kept_prefix(model.encoder, row, keep)),
     }
 
 
@@ -58,6 +62,12 @@ def check_same_encoder(stored: dict[str, Any] | None, live: dict[str, Any] | Non
         reasons.append("its image processor has other settings")
     if stored["calibration"] != live["calibration"]:
         reasons.append("its images were calibrated in another way")
+    kept, keeps = (side.get("special_tokens", 0) for side in (stored, live))
+    if kept != keeps:
+        reasons.append(
+            f"it holds {kept} special tokens (CLS, registers) beside the patches of an image, this "
+            f"one keeps {keeps} (`keep_special_tokens`)"
+        )
     if reasons:
         raise ValueError(
             f"The index was made with another model: {' and '.join(reasons)}. Open it with the "

@@ -160,9 +160,10 @@ def encoder_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded
 def tower_states(model: PreTrainedModel, batch: Mapping[str, Any]) -> Encoded:
     """Outputs of both towers before the projections; None for a side without inputs."""
     image, text = image_inputs(batch, model.device), text_inputs(batch, model.device)
+    kept = {"keep_special_tokens": model.config.keep_special_tokens}
     return (
-        encoder_tokens.image_hidden_states(model.encoder, **image) if image else None,
-        encoder_tokens.text_hidden_states(model.encoder, **text) if text else None,
+        encoder_tokens.image_hidden_states(model.encoder, **image, **kept) if image else None,
+        encoder_tokens.text_hidden_states(model.encoder, **text, **kept) if text else None,
     )
 
 

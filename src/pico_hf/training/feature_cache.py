@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -17,10 +17,11 @@ import PIL
 import torch
 import transformers
 from filelock import FileLock, Timeout
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from pico_hf.core.processes import Processes
 from pico_hf.data import collator, image_files, image_modes, images, token_store
+from pico_hf.data.cached_dataset import CachedImageTextDataset
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.token_store import TokenStore
 from pico_hf.encoders import (
@@ -29,6 +30,7 @@ from pico_hf.encoders import (
     projection,
     projection_modules,
     spec,
+    special_tokens,
     table,
     text_lengths,
 )
@@ -42,48 +44,9 @@ logger = logging.getLogger(__name__)
 _NAMES = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype")
 
 
-class CachedImageTextDataset(ImageTextDataset):
-    """An [`ImageTextDataset`] whose rows carry tower outputs instead of pixels and words.
-
-    Args:
-        source: The dataset the features were computed from.
-        images: Features of its images, in the order of `source.images()`.
-        captions: Features of its captions, in the order of `source.captions()`.
-        folder: Where they are kept, if in a folder of their own.
-    """
-
-    def __init__(
-        self,
-        source: ImageTextDataset,
-        images: Dataset,
-        captions: Dataset,
-        folder: Path | None = None,
-    ) -> None:
-        super().__init__(source.rows, source.seed)
-        self.set_epoch(source.epoch)
-        self._stores = images, captions
-        self.folder = folder
-
-    def images(self) -> Dataset:
-        """All images once, as hidden states."""
-        return self._stores[0]
-
-    def captions(self) -> Dataset:
-        """All captions once, as hidden states."""
-        return self._stores[1]
-
-    def part(self, rows: Sequence[int]) -> ImageTextDataset:
-        """Some images with all their captions, as hidden states."""
-        ends = self.text_to_image.bincount(minlength=len(self)).cumsum(0).tolist()
-        starts = [0, *ends]
-        captions = [n for row in rows for n in range(starts[row], ends[row])]
-        images, texts = self._stores
-        return CachedImageTextDataset(
-            super().part(rows), Subset(images, rows), Subset(texts, captions), self.folder
-        )
-
-
-def _read_cache(source: ImageTextDataset, folder: Path) -> CachedImageTextDataset:
+def _read_cache(
+    source: ImageTextDataset, folder: Path, special_tokens: bool
+) -> CachedImageTextDataset:
     """Stores are in canonical order, so that one cache serves all forms of the same data."""
     stores = (
         TokenStore(folder / "images", "image_hidden_states"),
@@ -98,7 +61,7 @@ def _read_cache(source: ImageTextDataset, folder: Path) -> CachedImageTextDatase
     orders = source.image_order, source.caption_order
     places = [order.argsort().tolist() for order in orders]
     images, captions = map(Subset, stores, places)
-    return CachedImageTextDataset(source, images, captions, folder)
+    return CachedImageTextDataset(source, images, captions, folder, special_tokens)
 
 
 def cache_token_features(
@@ -113,12 +76,19 @@ def cache_token_features(
 
     Args:
         encoder: Model, collator and batch size.
-        dataset: What to encode.
+        dataset: What to encode; one with features already is given back as it is.
         folder: Parent folder of all caches.
 
     Returns:
         The dataset with features for pixels.
+
+    Raises:
+        ValueError: If the features that it has are not of the model's `keep_special_tokens`.
     """
+    kept = encoder.model.config.keep_special_tokens
+    if isinstance(dataset, CachedImageTextDataset):
+        dataset.check_special_tokens(kept)
+        return dataset
     done = folder / encoder.processes.same(cache_key(encoder, dataset))
     with _writer(done, encoder.processes) as writes:
         missing = encoder.processes.every(writes and not done.exists())
@@ -126,7 +96,7 @@ def cache_token_features(
             _write(encoder, dataset, done, writes=missing[encoder.processes.rank])
         elif writes:
             logger.info("Token features found in %s.", done)
-    return _read_cache(dataset, done)
+    return _read_cache(dataset, done, kept)
 
 
 @contextmanager
@@ -191,8 +161,9 @@ def _write(encoder: SplitEncoder, dataset: ImageTextDataset, done: Path, *, writ
 def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
     """Name of a cache: changes with whatever its features depend on.
 
-    That is the towers' weights and configuration, pixels and texts, processor and tokenizer, and
-    the code that makes features of them, here and in transformers and Pillow.
+    That is the towers' weights and configuration, whether special tokens are kept, pixels and
+    texts, processor and tokenizer, and the code that makes features of them, here and in
+    transformers and Pillow.
     """
     digest = hashlib.sha256()
     model = encoder.model.encoder
@@ -203,6 +174,7 @@ def cache_key(encoder: SplitEncoder, dataset: ImageTextDataset) -> str:
             digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     config = {k: v for k, v in model.config.to_dict().items() if k not in _NAMES}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(f"special tokens: {encoder.model.config.keep_special_tokens}".encode())
     digest.update(dataset.fingerprint.encode())
     digest.update(encoder.collate.fingerprint.encode())
     digest.update(f"{transformers.__version__} {PIL.__version__} {_code()}".encode())
@@ -225,6 +197,7 @@ def _code() -> str:
         projection_modules,
         one_sided,
         spec,
+        special_tokens,
         table,
         text_lengths,
     ):

@@ -32,6 +32,10 @@ class ModelArguments:
     column_dropout: float | None = field(
         default=None, metadata={"help": "Share of the image tower's columns left out in training."}
     )
+    keep_special_tokens: bool | None = field(
+        default=None,
+        metadata={"help": "CLS, BOS and EOS of the towers take part beside patches and words."},
+    )
     loss: str | None = field(default=None, metadata={"help": "hinge, infonce or sigmoid."})
     margin: float | None = field(default=None, metadata={"help": "Margin of the hinge loss, > 0."})
     pooled_share: float | None = field(
@@ -84,6 +88,7 @@ KNOBS = (
     "estimators",
     "feedback_temperature",
     "column_dropout",
+    "keep_special_tokens",
     "loss",
     "margin",
     "pooled_share",

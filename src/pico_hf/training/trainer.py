@@ -28,7 +28,7 @@ from pico_hf.training.cached_gradients import CachedGradients
 from pico_hf.training.closed_form import ClosedFormCallback
 from pico_hf.training.device_refusals import check_devices
 from pico_hf.training.encoding import SplitEncoder
-from pico_hf.training.feature_cache import CachedImageTextDataset, cache_token_features
+from pico_hf.training.feature_cache import cache_token_features
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
 from pico_hf.training.feedback_log import log_entry
@@ -388,7 +388,5 @@ class PicoTrainer(ShardingTrainer):
             self.optimizer_cls_and_kwargs = given
 
     def _cache(self, rows: ImageTextDataset) -> ImageTextDataset:
-        if isinstance(rows, CachedImageTextDataset):
-            return rows
         folder = Path(self.args.feature_cache_dir or default_cache_dir())
         return cache_token_features(self.split_encoder, rows, folder)

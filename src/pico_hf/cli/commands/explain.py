@@ -30,19 +30,24 @@ def command(
 ) -> Answer:
     """Draw why an image and a caption match: heat maps, and what carried the score.
 
-    Parts of the words, of all patches together and of the pooled features sum to the score; so do
-    the parts of all columns.
+    Parts of the words, of all patches together, of special tokens that the model keeps and of the
+    pooled features sum to the score; so do the parts of all columns.
     """
     from pico_hf.explanation import explain
     from pico_hf.model_and_processor import model_and_processor
 
     explanation = explain(*model_and_processor(model, processor, base=base), image, caption)
     explanation.save(output)
-    parts = explanation.weighted
-    words = list(zip(explanation.words, parts.words.tolist(), strict=True))
-    patches, pooled = float(parts.patches.sum()), float(parts.pooled)
+    parts, prefix = explanation.weighted, explanation.special_patches
+    every = list(zip(explanation.words, parts.words.tolist(), strict=True))
+    words = [word for n, word in enumerate(every) if n not in explanation.special_words]
+    special = [(f"{every[n][0]} (caption)", every[n][1]) for n in explanation.special_words]
+    ahead = zip(prefix, parts.patches[: len(prefix)].tolist(), strict=True)
+    special += [(f"{label} (image)", part) for label, part in ahead]
+    patches, pooled = float(parts.patches[len(prefix) :].sum()), float(parts.pooled)
     lines: list[tuple[Any, ...]] = [(word, f"{part:.4f}") for word, part in words]
     lines.append(("all patches", f"{patches:.4f}"))
+    lines += [(token, f"{part:.4f}") for token, part in special]
     if pooled:
         lines.append(("image and caption as a whole", f"{pooled:.4f}"))
     lines.append(("score", f"{explanation.score:.4f}"))
@@ -55,6 +60,7 @@ def command(
         "score": explanation.score,
         "words": [{"word": word, "part": part} for word, part in words],
         "patches": patches,
+        "special_tokens": [{"token": token, "part": part} for token, part in special],
         "pooled": pooled,
         "columns": [{"column": c, "part": part, "weight": w} for c, part, w in carried],
         "figure": output,
