@@ -7,7 +7,8 @@ without the fluent family. Its images are the maps of Lite0 that `features.py` k
 patch (a hybrid ViT, Dosovitskiy et al., ICLR 2021), so that a quarter of an hour on one core takes
 pooled retrieval far above chance. Then it is wrapped and aligned with few pairs of photos that it
 has not seen, or of drawing styles that it has not seen, and compared with its own cosine on the
-pairs that are left, paired by seed.
+pairs that are left, paired by seed. `--special-tokens` does it once more with CLS among the patches
+and BOS and EOS among the words (`keep_special_tokens`), and pairs both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, set_seed
 
-from features import GRID, TEXTS, corpus, texts, write_once
+from features import GRID, TEXTS, corpus, store_names, texts, write_once
 from pico_hf import PicoModel, PicoTrainer, PicoTrainingArguments
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.token_store import TokenStore
@@ -43,6 +45,7 @@ WIDTH = {
 }
 EPOCHS, BATCH, RATE, WORDS = 8, 256, 1e-3, 32
 TOWER = "pretrained"
+FIXED = {"tokens": 0.0, "half": 0.5}  # shares of pooled features that are not chosen
 TEST_IMAGES = 400
 PHOTOS, STYLES = "flickr8k", ("fluent-emoji-flat", "fluent-3d", "fluent-emoji-high-contrast")
 
@@ -153,9 +156,11 @@ def pretrain(output: Path, data: Path, tokenizer: Any) -> CLIPModel:
 
 
 @torch.no_grad()
-def keep_features(encoder: CLIPModel, output: Path, data: Path, tokenizer: Any) -> Path:
+def keep_features(
+    encoder: CLIPModel, output: Path, data: Path, tokenizer: Any, special: bool
+) -> None:
     """Writes the towers' outputs over both corpora, as `features.py` does."""
-    folder = output / TOWER
+    folder, kept_tokens = output / TOWER, {"keep_special_tokens": special}
     for name in ("flickr8k", "emoji"):
         cells = TokenStore(output / "features" / f"{name}-lite0", "cells")
         column = TEXTS[name][0]
@@ -165,16 +170,17 @@ def keep_features(encoder: CLIPModel, output: Path, data: Path, tokenizer: Any) 
             for start in range(0, len(cells), BATCH):
                 rows = range(start, min(start + BATCH, len(cells)))
                 maps = torch.stack([pixels(cells[row]["cells"]) for row in rows])
-                yield image_hidden_states(encoder, maps)
+                yield image_hidden_states(encoder, maps, **kept_tokens)
 
         def text_batches(flat: list[str] = flat) -> Iterator[TokenFeatures]:
             for start in range(0, len(flat), BATCH):
-                yield text_hidden_states(encoder, **tokens_of(tokenizer, flat[start:][:BATCH]))
+                words = tokens_of(tokenizer, flat[start:][:BATCH])
+                yield text_hidden_states(encoder, **words, **kept_tokens)
 
-        for kept, batches in ((TOWER, image_batches), (column, text_batches)):
-            if not (folder / f"{name}-{kept}").exists():
-                write_once(folder / f"{name}-{kept}", batches())
-    return folder
+        names = store_names(name, TOWER, column, special)
+        for store, batches in zip(names, (image_batches, text_batches), strict=True):
+            if not (folder / store).exists():
+                write_once(folder / store, batches())
 
 
 # ---- wrapped ----------------------------------------------------------------------------------
@@ -198,7 +204,14 @@ def has_features(name: str, rows: list[int], output: Path) -> bool:
 
 
 def measure(
-    encoder: Path, name: str, rows: list[int], few: Few, seed: int, output: Path, data: Path
+    encoder: Path,
+    name: str,
+    rows: list[int],
+    few: Few,
+    seed: int,
+    output: Path,
+    data: Path,
+    special: bool,
 ) -> dict[str, Any]:
     """Wraps, aligns with few pairs, and ranks the pairs that are left."""
     order = random.Random(f"{name} {seed}").sample(rows, len(rows))
@@ -206,9 +219,13 @@ def measure(
     train, dev = train[: few.train], train[few.train : few.train + few.dev]
     kept = (TOWER, TEXTS[name][0], output / TOWER, data, seed)
     parts = {"train": train, "dev": dev, "test": test}
-    splits = {part: StoredSplit(name, chosen, *kept) for part, chosen in parts.items() if chosen}
+    splits = {
+        part: StoredSplit(name, chosen, *kept, special=special)
+        for part, chosen in parts.items()
+        if chosen
+    }
     trainer = PicoTrainer(
-        PicoModel.from_encoder(CLIPModel.from_pretrained(encoder)),
+        PicoModel.from_encoder(CLIPModel.from_pretrained(encoder), keep_special_tokens=special),
         PicoTrainingArguments(
             output_dir=str(output / "run"),
             per_device_train_batch_size=16,
@@ -225,8 +242,9 @@ def measure(
     )
     model = trainer.pico_model
     found = {"wrapped": trainer.evaluate(splits["test"])}
-    model.prototypes.share_score(0.0)
-    found["tokens"] = trainer.evaluate(splits["test"])
+    for row, share in FIXED.items():
+        model.prototypes.share_score(share)
+        found[row] = trainer.evaluate(splits["test"])
     model.prototypes.share_score(1.0)
     trainer.construct_prototypes()
     found["aligned"] = trainer.evaluate(splits["test"])
@@ -254,17 +272,43 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join(shown)
 
 
+def paired(lines: list[dict[str, Any]]) -> str:
+    """One row per target and setting: rSum with special tokens dropped, and what keeping adds."""
+    rows = (*FIXED, "aligned")
+    shown = [f"| target | pairs | {' | '.join(f'{row} | kept' for row in rows)} |"]
+    shown.append("|---|---|" + "---:|" * 2 * len(rows))
+    for target, few in dict.fromkeys((line["target"], line["few"]) for line in lines):
+        by_seed: dict[bool, dict[int, dict[str, Any]]] = {False: {}, True: {}}
+        for line in lines:
+            if (line["target"], line["few"]) == (target, few):
+                by_seed[bool(line.get("special"))][line["seed"]] = line
+        both = [(by_seed[False][n], by_seed[True][n]) for n in by_seed[True] if n in by_seed[False]]
+        cells = []
+        for row in rows:
+            pairs = [(one[row], other[row]) for one, other in both if row in one]
+            if pairs:
+                cells.append(f"{sum(one for one, _ in pairs) / len(pairs):.1f}")
+                cells.append(interval([other - one for one, other in pairs]))
+        if cells:
+            shown.append(f"| {target} | {few} | {' | '.join(cells)} |")
+    return "\n".join(shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--special-tokens", action="store_true", help="also with them kept")
     args = parser.parse_args()
     folder, tokenizer = args.output / "towers" / TOWER, processor("lite0").tokenizer
     if not folder.exists():
         set_seed(0)
         pretrain(args.output, args.data, tokenizer).save_pretrained(folder)
-    keep_features(CLIPModel.from_pretrained(folder), args.output, args.data, tokenizer)
+    settings = (False, True) if args.special_tokens else (False,)
+    encoder = CLIPModel.from_pretrained(folder)
+    for special in settings:
+        keep_features(encoder, args.output, args.data, tokenizer, special)
     file = args.output / "pretrained.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     known = {}
@@ -273,20 +317,23 @@ def main() -> None:
             known[target] = (name, rows)
         else:
             print(f"{target}: left out, since features of some of its images are missing.")
-    for seed in range(args.seeds):
-        for target, (name, rows) in known.items():
-            for few in SETTINGS:
-                key = {"target": target, "few": few.name, "seed": seed}
-                if any(key.items() <= line.items() for line in lines):
-                    continue
-                found = measure(folder, name, rows, few, seed, args.output, args.data)
-                lines.append({**key, **found})
-                with file.open("a") as out:
-                    out.write(json.dumps(lines[-1]) + "\n")
-                print(lines[-1], flush=True)
+    for seed, (target, (name, rows)), few, special in product(
+        range(args.seeds), known.items(), SETTINGS, settings
+    ):
+        key = {"target": target, "few": few.name, "seed": seed, "special": special}
+        if any(all(line.get(k, False) == v for k, v in key.items()) for line in lines):
+            continue
+        found = measure(folder, name, rows, few, seed, args.output, args.data, special)
+        lines.append({**key, **found})
+        with file.open("a") as out:
+            out.write(json.dumps(lines[-1]) + "\n")
+        print(lines[-1], flush=True)
+    dropped = [line for line in lines if not line.get("special")]
     print(
-        f"\nChance: R@1 {100 / TEST_IMAGES:.2f}, R@10 {1000 / TEST_IMAGES:.1f}.\n\n{table(lines)}"
+        f"\nChance: R@1 {100 / TEST_IMAGES:.2f}, R@10 {1000 / TEST_IMAGES:.1f}.\n\n{table(dropped)}"
     )
+    if args.special_tokens:
+        print(f"\nSpecial tokens kept, rSum added to that without:\n\n{paired(lines)}")
 
 
 if __name__ == "__main__":

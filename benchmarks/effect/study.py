@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Subset
 from transformers import set_seed
 
-from features import TEXTS, corpus, files, texts
+from features import TEXTS, corpus, files, store_names, texts
 from pico_hf import (
     ImageTextDataset,
     PicoModel,
@@ -53,6 +53,7 @@ class StoredSplit(CachedImageTextDataset):
         seed: Of the choice of captions.
         pooled: One token per item, its mean.
         live: Sides that come as they are, `"image"` and `"text"`, for towers that are trained.
+        special: Features hold the towers' special tokens, too.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class StoredSplit(CachedImageTextDataset):
         seed: int,
         pooled: bool = False,
         live: tuple[str, ...] = (),
+        special: bool = False,
     ) -> None:
-        self._made_of = (name, tower, column, folder, data, seed, pooled, live)
+        self._made_of = (name, tower, column, folder, data, seed, pooled, live, special)
+        self.special_tokens = special
         self.chosen = chosen
         whole, captions = corpus_facts(name, data), _texts(name, column, data)
         starts = [0]
@@ -83,10 +86,8 @@ class StoredSplit(CachedImageTextDataset):
             rows = rows.add_column(key, values)
         ImageTextDataset.__init__(self, rows, seed)
         words = [n for row in chosen for n in range(starts[row], starts[row + 1])]
-        stores = (
-            TokenStore(folder / f"{name}-{tower}", "image_hidden_states"),
-            TokenStore(folder / f"{name}-{column}", "text_hidden_states"),
-        )
+        sides = zip(store_names(name, tower, column, special), ("image", "text"), strict=True)
+        stores = [TokenStore(folder / store, f"{side}_hidden_states") for store, side in sides]
         kept = [_Mean(store) if pooled else store for store in stores]
         self._stores = (
             ImageTextDataset.images(self) if "image" in live else Subset(kept[0], chosen),
@@ -190,6 +191,7 @@ class Job:
         tuned: Which towers are trained, from the network of the same job with frozen ones: `"text"`
             or `"both"`, in full; `"text-lora"` or `"both-lora"`, by adapters. None freezes them.
         epochs: Of training; None takes the configuration's.
+        special_tokens: Whether the towers' own take part; None drops them.
     """
 
     dataset: str
@@ -200,6 +202,7 @@ class Job:
     dropout: float | None = None
     tuned: str | None = None
     epochs: int | None = None
+    special_tokens: bool | None = None
 
 
 class Study:
@@ -287,9 +290,8 @@ class Study:
         """Some rows of a corpus, as a job's tower sees them."""
         column = job.column or TEXTS[name][0]
         folder = self.output / "features"
-        return StoredSplit(
-            name, rows, job.tower, column, folder, self.data, job.seed, pooled, trained_sides(job)
-        )
+        how = (job.seed, pooled, trained_sides(job), bool(job.special_tokens))
+        return StoredSplit(name, rows, job.tower, column, folder, self.data, *how)
 
     def trainer(
         self, job: Job, splits: dict[str, Any], model: PicoModel | None = None, **run: Any
@@ -332,6 +334,7 @@ class Study:
         """The pair with newly drawn projections, or with trained ones where towers are tuned."""
         set_seed(job.seed)
         knobs |= {"column_dropout": job.dropout or 0.0, "loss": job.loss}
+        knobs["keep_special_tokens"] = bool(job.special_tokens)
         model = pico_model(job.tower, self.config["training"]["columns"], self.output, **knobs)
         sides = trained_sides(job)
         if "image" not in sides:

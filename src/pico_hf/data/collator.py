@@ -1,4 +1,7 @@
-"""Rows to batches, with the architecture's padding and a mask of the words."""
+"""Rows to batches, with the architecture's padding and a mask of the words.
+
+Which other tokens take part, the model says: see `pico_hf.encoders.special_tokens`.
+"""
 
 from __future__ import annotations
 
