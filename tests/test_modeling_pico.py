@@ -242,8 +242,8 @@ def test_column_dropout_leaves_whole_columns_out_in_training_only(monkeypatch):
     monkeypatch.setattr(
         encoders,
         "project",
-        lambda e, side, hidden, pools: (
-            seen.append(hidden.features) or project(e, side, hidden, pools)
+        lambda e, side, hidden, *how: (
+            seen.append(hidden.features) or project(e, side, hidden, *how)
         ),
     )
     states = torch.ones(3, 16, 32)
