@@ -136,6 +136,28 @@ def test_another_estimator_is_refused(checkpoint):
     )
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_run_without_special_tokens_does_not_go_on_with_them(checkpoint, told):
+    manifest = checkpoint / "pico_checkpoint.json"
+    values = json.loads(manifest.read_text())
+    assert values["keep_special_tokens"] is False
+    if not told:  # as in checkpoints from before they could be kept
+        del values["keep_special_tokens"]
+        manifest.write_text(json.dumps(values))
+    message = refusal(checkpoint, {"model": tiny_model(keep_special_tokens=True)})
+    assert "was written with keep_special_tokens=False, this run has True" in message
+
+
+def test_a_checkpoint_from_before_special_tokens_could_be_kept_goes_on(checkpoint):
+    manifest = checkpoint / "pico_checkpoint.json"
+    values = json.loads(manifest.read_text())
+    del values["keep_special_tokens"]
+    manifest.write_text(json.dumps(values))
+    trainer = tiny_trainer(checkpoint.parents[1])
+    trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert trainer.state.global_step == 3
+
+
 def other_captions():
     rows = tiny_rows(24)
     captions = [["a red disc"], *rows["captions"][1:]]

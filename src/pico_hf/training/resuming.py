@@ -29,6 +29,7 @@ from pico_hf.training.checkpoints import MANIFEST, damage, newest_whole, step_of
 
 _STATE = "trainer_state.json"
 _MOST_STEPS = 2**53
+_EARLIER = {"keep_special_tokens": False}  # facts that older checkpoints do not name
 _PICKLED_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, ADAPTER_WEIGHTS_NAME)
 _NUMBERS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 
@@ -61,6 +62,7 @@ def run_facts(model: nn.Module, train: Any, dev: Any) -> dict[str, Any]:
     return {
         "estimators": list(pico.config.estimators),
         "num_prototypes": pico.config.num_prototypes,
+        "keep_special_tokens": pico.config.keep_special_tokens,
         "encoder": pico.encoder.config.model_type,
         "adapter": pico is not model,
         "train_dataset": getattr(train, "identity", None),
@@ -151,12 +153,13 @@ def _check_shapes(folder: Path, found: Mapping[str, tuple[int, ...]], model: nn.
 def _check_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     saved = read_json(folder / MANIFEST)
     for name, value in facts.items():
-        if saved.get(name) == value:
+        there = saved.get(name, _EARLIER.get(name))
+        if there == value:
             continue
         if name.endswith("_dataset"):
             problem = f"was written by a run with another `{name}`: other images or captions"
         else:
-            written = shortened(repr(saved.get(name)), 200)
+            written = shortened(repr(there), 200)
             problem = f"was written with {name}={written}, this run has {value!r}"
         raise ValueError(
             f"The checkpoint '{folder}' {problem}. Resume with what it was written with, or leave "
