@@ -110,7 +110,9 @@ def run_facts(
     ended = [entry for entry in found if SOURCES[entry["source"]] == "end"]
     # A checkpoint was saved before what its evaluation led to.
     kept = [entry for entry in found if entry not in ended and (not best or entry["step"] < step)]
-    shown = {key: getattr(args, key) for key in _SHOWN}
+    shown = {key: getattr(args, key) for key in _SHOWN} | {"loss": model.config.loss}
+    if model.config.keep_special_tokens:
+        shown["keep_special_tokens"] = True
     return ModelFacts(
         name=name,
         results=_results(state.log_history if ended else history),
@@ -118,7 +120,7 @@ def run_facts(
         semantic_probability=model.semantic_probability,
         pooled_share=model.pooled_share,
         refinements=[*kept, *ended],
-        arguments={**shown, "loss": model.config.loss, "step": step},
+        arguments={**shown, "step": step},
         base_model=_origin(model),
         adapter=any(".lora_" in name for name, _ in model.named_parameters()),
     )
