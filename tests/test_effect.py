@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import report
+from features import store_names, to_grid
 from main_table import LITERAL
+from pico_hf.core.token_features import TokenFeatures
+from pretrained import paired
 from small_vit import GRID, mirrored
 from study import Job, Study, corpus_facts, family, from_command_line, row_numbers, trained_sides
 
@@ -46,6 +49,38 @@ def test_every_config_file_is_read_by_a_script_of_its_name(tmp_path):
         assert Study(path, tmp_path, tmp_path).config["seeds"], path
     smoke = Study(EFFECT / "smoke.yaml", tmp_path, tmp_path).config
     assert set(smoke["jobs"][0]["literal"]) <= set(LITERAL)
+
+
+def test_special_tokens_have_stores_of_their_own_where_there_are_any():
+    assert store_names("flickr8k", "vit", "captions", False) == (
+        "flickr8k-vit",
+        "flickr8k-captions",
+    )
+    assert store_names("flickr8k", "lite0", "captions", True) == (
+        "flickr8k-lite0",
+        "flickr8k-captions-special",
+    )
+    assert store_names("emoji", "vit", "tags", True) == ("emoji-vit-special", "emoji-tags-special")
+
+
+def test_the_grid_comes_after_the_tokens_before_it():
+    cells = torch.arange(64.0).view(1, 64, 1)
+    first = torch.tensor([[[7.0], [9.0]]])
+    tokens = TokenFeatures(torch.cat([first, cells], dim=1), torch.ones(1, 66).bool())
+    plain = to_grid(TokenFeatures(cells, torch.ones(1, 64).bool())).features
+    assert plain[0, 0, 0] == (0 + 1 + 8 + 9) / 4
+    assert torch.equal(to_grid(tokens, 2).features, torch.cat([first, plain], dim=1))
+
+
+def test_the_table_of_special_tokens_is_paired_by_seed():
+    line = {"target": "photos", "few": "64 pairs", "half": 3.0, "aligned": 5.0}
+    lines = [
+        {**line, "seed": seed, "special": kept, "tokens": 10.0 * seed + 4 * kept}
+        for seed in (0, 1)
+        for kept in (False, True)
+    ]
+    lines.append({**line, "seed": 2, "tokens": 99.0})  # of a run without them
+    assert "| photos | 64 pairs | 5.0 | 4.0 ± 0.0 | 3.0 | 0.0 ± 0.0 | 5.0 |" in paired(lines)
 
 
 def test_two_processes_share_the_seeds(monkeypatch, tmp_path):
