@@ -145,6 +145,15 @@ def test_a_siglip_text_that_fills_the_tower_ends_in_its_eos():
 
 
 @torch.no_grad()
+def test_a_text_of_special_tokens_alone_is_these_and_no_padding():
+    model = wrapped("siglip")
+    assert model.encode_texts(torch.full((1, 6), 2)).mask.sum().item() == 1
+    texts = {"input_ids": torch.tensor([[1, 2, 2, 2]])}
+    texts["attention_mask"] = torch.tensor([[1, 1, 0, 0]])
+    assert wrapped().encode_texts(**texts).mask.tolist() == [[True, True, False, False]]
+
+
+@torch.no_grad()
 def test_siglip_2_pads_with_another_token_than_its_eos():
     model = wrapped("siglip")
     ids = torch.tensor([[5, 6, 2, 0, 0, 0], [7, 2, 0, 0, 0, 0]])  # the config names 2

@@ -80,20 +80,38 @@ def words_alone(
     return words | (attended & ~words.any(dim=1, keepdim=True))
 
 
-def special_tokens(
-    encoder: PreTrainedModel, row: TokenMap, input_ids: Tensor, attention_mask: Tensor | None
+def words_and_special_tokens(
+    encoder: PreTrainedModel,
+    row: TokenMap,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    word_mask: Tensor | None,
 ) -> Tensor:
-    """(texts, tokens) True = a special token of the text itself, never padding.
-
-    Where the architecture's row names none, as that of learned projections, there is no telling
-    them from words: every attended token.
+    """(texts, tokens) True = word, or special token of the text itself; never padding.
 
     Args:
         encoder: The dual encoder.
         row: Its text side in the table.
-        input_ids: (texts, tokens), padded on either side.
-        attention_mask: (texts, tokens); None only of towers that attend to their padding. Those
-            end a text in special tokens (SigLIP: EOS) before it is padded.
+        input_ids: See [`words_alone`].
+        attention_mask: See [`words_alone`].
+        word_mask: (texts, tokens) True = word; None: all words.
+    """
+    special = _special_tokens(encoder, row, input_ids, attention_mask)
+    if word_mask is not None:
+        return word_mask.bool() | special.to(word_mask.device)
+    if attention_mask is not None:
+        return attention_mask.bool()
+    return _before_padding(encoder, row, input_ids) | special
+
+
+def _special_tokens(
+    encoder: PreTrainedModel, row: TokenMap, input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """(texts, tokens) True = a special token of the text itself.
+
+    Where the architecture's row names none, as that of learned projections, there is no telling
+    them from words: every attended token. Towers that attend to their padding end a text in special
+    tokens (SigLIP: EOS) before it is padded.
     """
     if attention_mask is not None:
         attended = attention_mask.bool()

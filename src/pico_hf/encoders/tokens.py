@@ -21,8 +21,8 @@ from pico_hf.encoders.special_tokens import (
     kept_prefix,
     patches_alone,
     prefix_tokens,
-    special_tokens,
     words_alone,
+    words_and_special_tokens,
 )
 from pico_hf.encoders.table import encoder_spec
 
@@ -129,7 +129,8 @@ def text_hidden_states(
     if not keep_special_tokens:
         return TokenFeatures(hidden, words, pooled)
     pooled = mean_state(row, TokenFeatures(hidden, words)) if pooled is None else pooled
-    return TokenFeatures(hidden, words | special_tokens(*text).to(hidden.device), pooled)
+    counted = words_and_special_tokens(*text, word_mask).to(hidden.device)
+    return TokenFeatures(hidden, counted, pooled)
 
 
 def _computed_before(
