@@ -21,7 +21,7 @@ from pico_hf.training.job_sources import hold_out
 from tiny import tiny_encoder, tiny_processor, tiny_refined, tiny_rows
 
 COMMANDS = (
-    *("align", "cache", "demo", "evaluate", "explain", "export"),
+    *("align", "cache", "demo", "embed", "evaluate", "explain", "export"),
     *("index", "info", "push", "search", "train"),
 )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.options import CaptionColumn, ImageColumn
 
 PANEL = "Models"
 FEEDBACK_FROM = 64  # images; feedback from fewer is noise
@@ -25,8 +26,8 @@ def command(
         float | None,
         typer.Option(help="Share of the score that the pooled features begin with; CLIP: 1."),
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Default: found by its name.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 16,
 ) -> Answer:
     """Find columns that images and texts share in a few pairs of yours; nothing is trained.

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.options import CaptionColumn, ImageColumn, Split
 
 PANEL = "Models"
 
@@ -20,9 +21,9 @@ def command(
         list[str] | None,
         typer.Option("--mteb", metavar="TASK", help="Run this task of mteb instead; repeatable."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a named data set.")] = "test",
-    image_column: Annotated[str | None, typer.Option(help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Default: found by its name.")] = None,
+    split: Split = "test",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     image_id_column: Annotated[
         str | None, typer.Option(help="Images of one value do not compete.")
     ] = None,

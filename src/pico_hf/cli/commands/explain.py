@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Table
+from pico_hf.cli.options import Base
 
 PANEL = "Search"
 
@@ -24,9 +25,7 @@ def command(
     processor: Annotated[
         str | None, typer.Option(help="Folder or repository, if the model's has none.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="For an adapter that does not name its base.")
-    ] = None,
+    base: Base = None,
 ) -> Answer:
     """Draw why an image and a caption match: heat maps, and what carried the score.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed
+from pico_hf.cli.options import Base
 
 PANEL = "Models"
 
@@ -26,9 +27,7 @@ def command(
     fold: Annotated[
         bool, typer.Option("--fold", help="Fold the column weights into the last projections.")
     ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="For an adapter that does not name its base.")
-    ] = None,
+    base: Base = None,
 ) -> Answer:
     """Write the plain encoder or ONNX graphs, and the processor if there is one.
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table, say
+from pico_hf.cli.options import Index
 
 PANEL = "Search"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -35,7 +36,7 @@ class Scan(StrEnum):
 
 
 def command(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Index,
     queries: Annotated[
         list[str] | None,
         typer.Argument(metavar="QUERY...", help="Texts in quotes, or files of images."),
@@ -74,7 +75,7 @@ def command(
 
     pico-hf search photos.index "a dog on a beach" --html found.html
     """
-    from pico_hf.cli.sources import model_of
+    from pico_hf.cli.indexes import model_of
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
 
