@@ -49,6 +49,12 @@ def say(text: str) -> None:
     print(f"pico-hf: {text}", file=sys.stderr, flush=True)
 
 
+def say_if_cut(text: str, longest: int) -> None:
+    """Says that a tower does not read all of a text, if it has more words than tokens are read."""
+    if (words := len(text.split())) > longest:
+        say(f"a text has {words} words: what is beyond {longest} tokens is not read.")
+
+
 def one_line(text: str) -> str:
     """A text without line breaks and control characters."""
     return " ".join(printable(text).split())

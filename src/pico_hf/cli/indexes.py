@@ -22,14 +22,16 @@ def remember_model(index: str, model: str) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    from pico_hf.hub.files import write_json
+    from pico_hf.search.files import write_file
     from pico_hf.search.qdrant_places import is_url, note_model
 
     name = str(Path(model).resolve()) if os.path.isdir(model) else model
     if is_url(index):
         note_model(index, name)
-    else:
-        write_json(Path(index) / MODEL_FILE, {"model": name})
+        return
+    path, content = Path(index) / MODEL_FILE, json.dumps({"model": name}, indent=2) + "\n"
+    if not path.is_file() or path.read_bytes() != content.encode():  # a full disk may be read
+        write_file(path, content.encode())
 
 
 def noted_model(index: str) -> str | None:
