@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import typer
 
+from pico_hf.cli import options as own
 from pico_hf.cli.answers import Answer, added
-from pico_hf.cli.options import (
-    IdColumn,
-    ImageColumn,
-    Images,
-    ImagesAtATime,
-    Index,
-    Model,
-    NewStorage,
-    Split,
-    TokenMerging,
-)
 
 PANEL = "Search"
 STOPPED = "What was stored stays; the same command goes on from there."
 
 
 def command(
-    source: Images,
-    index: Index,
-    model: Model = None,
-    storage: NewStorage = None,
-    token_merging: TokenMerging = None,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    split: Split = "train",
-    batch_size: ImagesAtATime = 32,
+    source: own.Images,
+    index: own.Index,
+    model: own.Model = None,
+    storage: own.NewStorage = None,
+    token_merging: own.TokenMerging = None,
+    image_column: own.ImageColumn = None,
+    id_column: own.IdColumn = None,
+    split: own.Split = "train",
+    batch_size: own.ImagesAtATime = 32,
 ) -> Answer:
     """Add many images to an index by several processes or devices.
 
