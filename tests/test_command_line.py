@@ -424,6 +424,34 @@ def test_held_out_images_of_one_identity_stay_together():
     assert (len(rest), len(apart)) == (32, 8)
     assert not set(rest["image_id"]) & set(apart["image_id"])
     assert hold_out(rows, 0.2)[1]["image_id"] == apart["image_id"]
+    rest, apart = hold_out(rows, 0.1, at_least=10)
+    assert (len(rest), len(apart)) == (28, 12)  # whole identities
+
+
+def test_of_few_pairs_enough_are_held_out_to_measure_something(shop, tmp_path):
+    from pico_hf.training.job_options import DataArguments
+    from pico_hf.training.job_sources import load_job_splits
+
+    for count in (19, 24):
+        tiny_rows(count).to_parquet(tmp_path / f"{count}.parquet")
+    train, dev = load_job_splits(DataArguments(train_file=[str(tmp_path / "24.parquet")]), 0)
+    assert (len(train), len(dev["dev"])) == (14, 10)
+    words = ("train", tmp_path / "19.parquet", "--encoder", shop / "clip", "--output", tmp_path)
+    assert "at least 20 images" in refused(*words)
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_none(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for words in (("info", "mine"), ("search", "mine", "a dog"), ("explain", "mine", "a", "b")):
+        line = refused(*words)
+        assert "'mine'" in line
+        assert "is no folder that is there" in line or "holds no index" in line
+
+
+def test_facts_are_readable_and_each_stands_in_a_line_of_its_own(shop):
+    shown = done("info", shop / "photos.index")
+    assert re.search(r"bytes +[\d,]+\.\d MB", shown)
+    assert max(map(len, shown.splitlines())) <= 120 + len(str(shop))
 
 
 def test_a_push_takes_the_model_and_leaves_the_run(trained, tmp_path):

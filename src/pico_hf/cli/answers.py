@@ -108,7 +108,8 @@ def _draw(table: Table) -> None:
 
 def _width(table: Table) -> int:
     rows = [table.headings, *table.rows]
-    widest = [max(2 * len(str(row[n])) for row in rows) for n in range(len(table.headings))]
+    lines = [[str(cell).splitlines() or [""] for cell in row] for row in rows]
+    widest = [max(2 * len(line) for row in lines for line in row[n]) for n in range(len(rows[0]))]
     return max(80, sum(widest) + 4 * len(widest))
 
 

@@ -56,6 +56,8 @@ class Bodies:
     def _prepare(self) -> None:
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.WARNING, format="pico-hf: %(message)s")
+            own = logging.getLogger("huggingface_hub")
+            own.propagate = not own.handlers  # each of its lines once
         import_module("pico_hf.registration")
         from transformers.utils import logging as transformers_logging
 

@@ -42,17 +42,22 @@ def command(
     else:
         values = model_facts(source, base)
     told = {name: value for name, value in values.items() if value is not None}
-    rows = [(name.replace("_", " "), _cell(value)) for name, value in told.items()]
+    rows = [(name.replace("_", " "), _cell(value, name)) for name, value in told.items()]
     return Answer(values, [Table(("", source), rows)])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str = "") -> str:
+    if name == "bytes":
+        return f"{value / 1e6:,.1f} MB"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(own)}" for key, own in value.items())
+        between = "\n" if name == "fingerprint" else ", "
+        return between.join(f"{key} {_cell(own)}" for key, own in value.items())
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "none"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return "yes" if value is True else "no" if value is False else str(value)
 
 

@@ -47,7 +47,7 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the trained model.")] = None,
     dev: Annotated[
-        str | None, typer.Option(help="Dev split; default: a tenth of the images is held out.")
+        str | None, typer.Option(help="Dev split; default: a tenth of the images, ten at least.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the pairs; default: 3.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs per step; default: 128.")] = None,
