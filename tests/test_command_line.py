@@ -393,6 +393,18 @@ def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
     assert state["global_step"] == 9  # 144 of 160 images, 16 at a time
 
 
+def test_a_run_shows_short_lines_and_keeps_its_whole_log(shop, trained, tmp_path):
+    output, _ = trained
+    short = ("--epochs", "1", "--batch-size", "16", "--probe_size", "16", "--use_cpu")
+    shown = run(*train_words(shop, tmp_path / "out"), *short, "--num-prototypes=3").stderr
+    lines = re.findall(r"epoch 1: .*", shown)
+    assert re.search(r"rSum on the dev split \d+\.\d, encoder alone \d+\.\d", "\n".join(lines))
+    assert "pico_weight_p10" not in shown
+    assert "{'" not in shown
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert any(key.endswith("_iteration") for entry in history for key in entry)
+
+
 def test_options_may_stand_in_a_file_and_the_command_line_comes_first(tmp_path):
     from pico_hf.cli.job_arguments import job_arguments
 

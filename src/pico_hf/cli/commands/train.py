@@ -144,6 +144,7 @@ def run_job(
     """
     from transformers import set_seed
 
+    from pico_hf.cli.progress import show_short_log
     from pico_hf.core.state import MOST_POOLED
     from pico_hf.training.job_sources import load_job_model, load_job_splits
     from pico_hf.training.trainer import PicoTrainer
@@ -160,6 +161,7 @@ def run_job(
     start = load_model or load_job_model
     model, data["processing_class"] = start(model_args)
     trainer = PicoTrainer(model, args, **data)
+    show_short_log(trainer)
     share = trainer.pico_model.pooled_share
     results: Results = {}
     if args.do_train and args.do_eval and share == 1:
