@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -62,6 +63,8 @@ class Bodies:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+        # Said of every machine without a GPU, and there is nothing to do about it.
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
         for name in self.modules:
             _import(name)
 

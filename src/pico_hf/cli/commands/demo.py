@@ -20,7 +20,10 @@ def command(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Folder, table or index of images; default: the embedded drawings."),
+        typer.Option(
+            help="Folder, table or index of images, also on a Qdrant server; default: the embedded "
+            "drawings."
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")
@@ -30,6 +33,8 @@ def command(
     ] = False,
 ) -> Answer:
     """Search images on a page in the browser, and see why each was found.
+
+    pico-hf demo outputs/aligned --images photos
 
     The page is served to this machine alone until ^C, and asks no other host for anything. Without
     arguments, in a checkout: the embedded drawings, with the model of `make demo`, which is trained

@@ -35,6 +35,8 @@ def command(
 ) -> Answer:
     """Rank pairs that took no part in training: R@1, 5, 10 both ways, and their sum.
 
+    pico-hf evaluate outputs/mine test.parquet
+
     Three rows: the encoder's own pooled cosine, its tokens with equal weights (w = 1), and the
     model as it is.
     """

@@ -29,6 +29,8 @@ def command(
 ) -> Answer:
     """Draw why an image and a caption match: heat maps, and what carried the score.
 
+    pico-hf explain outputs/aligned photo.jpg "a dog on a beach" --output why.png
+
     Parts of the words, of all patches together and of the pooled features sum to the score; so do
     the parts of all columns.
     """

@@ -31,6 +31,8 @@ def command(
 ) -> Answer:
     """Write the plain encoder or ONNX graphs, and the processor if there is one.
 
+    pico-hf export outputs/mine outputs/plain --fold
+
     Lost with the plain encoder are the late interaction, the trained scale and, without --fold, the
     column weights. Folded dot products of features, as the projections give them, are the weighted
     ones; cosines are so only up to the features' lengths.

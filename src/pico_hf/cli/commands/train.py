@@ -37,7 +37,7 @@ def command(
     pairs: Annotated[
         list[str],
         typer.Argument(
-            metavar="PAIRS... [--OPTION VALUE]...",
+            metavar="PAIRS",
             help="Tables of images and captions, an imagefolder, the name of a data set, or one "
             "YAML or JSON file of options.",
         ),
