@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -56,10 +57,14 @@ class Bodies:
     def _prepare(self) -> None:
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.WARNING, format="pico-hf: %(message)s")
+            own = logging.getLogger("huggingface_hub")
+            own.propagate = not own.handlers  # each of its lines once
         import_module("pico_hf.registration")
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
+        # Said of every machine without a GPU, and there is nothing to do about it.
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
         for name in self.modules:
             _import(name)
 
