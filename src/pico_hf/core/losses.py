@@ -13,6 +13,8 @@ from torch.nn import functional as F
 # What scores, in [-2, 2], are multiplied by before anything is learned. In short runs the scale
 # hardly moves, and with 1 InfoNCE learns next to nothing.
 START_SCALE = 10.0
+# Beyond any training (CLIP and SigLIP stay below 5 and 20), and fp32 is far from overflow.
+_LARGEST_LOG_SCALE, _LARGEST_BIAS = 30.0, 1e6
 
 
 class PairLogits(nn.Module):
@@ -35,6 +37,16 @@ class PairLogits(nn.Module):
             after: The share from now on.
         """
         self.logit_scale.add_(math.log((2.0 - before) / (2.0 - after)))
+
+    def check(self) -> None:
+        """Raises ValueError if logits of scores in [-2, 2] can be no numbers."""
+        largest = {"logit_scale": _LARGEST_LOG_SCALE, "logit_bias": _LARGEST_BIAS}
+        for name, value in self.named_parameters(recurse=False):
+            if not value.is_meta and not abs(value.item()) <= largest[name]:
+                raise ValueError(
+                    f"`{name}` must lie between -{largest[name]:g} and {largest[name]:g}, got "
+                    f"{value.item():g}. Do not trust these weights, or save the model again."
+                )
 
     def forward(self, scores: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:
         """Logits (images, texts) fp32 of S."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
-from pico_hf.hub.adapter_files import Adapter, read_adapter
+from pico_hf.hub.adapter_files import Adapter, base_model, live_module, read_adapter
 from pico_hf.hub.adapter_rules import BASE_CHANGING, import_peft
 from pico_hf.hub.errors import plain_build, plain_errors
 
@@ -49,7 +49,9 @@ def load_adapter(
     with plain_build(path), _unchanged_on_failure(model):
         beside = type(model.prototypes).from_pretrained
         _take_prototypes(model, adapter, None if adapter.prototypes else beside(path, **options))
-        return _attach(model, adapter, trainable)
+        attached = _attach(model, adapter, trainable)
+        live_module(base_model(attached).pair_logits).check()
+        return attached
 
 
 def merge_adapter(model_class: Any, path: str | os.PathLike, **options: Any) -> Any:
