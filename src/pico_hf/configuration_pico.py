@@ -38,7 +38,8 @@ class PicoConfig(PreTrainedConfig):
             the model learns projections for an architecture without token features of its own.
             `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
         loss: Training loss, a key of `pico_hf.core.losses.LOSSES`.
-        margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), in (0, 1e6].
+        margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), in
+            (0, 1e6].
         column_dropout: Share of columns of the image tower's output that are left out of an
             image in training, in all its patches at once, in [0, 1): projections then lean on no
             column alone, whether it carries semantics or style.

@@ -65,7 +65,7 @@ def load_processor(path: str | os.PathLike, config: Any) -> Any:
         try:
             batch = PicoCollator(processor, config=config)([{"image": grey, "caption": "a"}])
         except BaseException as error:
-            # A panic of the tokenizers' Rust is no Exception; nor can so small an image fill memory.
+            # A panic of the tokenizers' Rust is no Exception; so small an image fills no memory.
             told = isinstance(error, ValueError | MemoryError)
             if not told and type(error).__name__ != "PanicException":
                 raise

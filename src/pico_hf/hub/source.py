@@ -77,7 +77,8 @@ def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
         if None not in expected and found != expected:
             raise ValueError(
                 f"`prototypes.{name}` in the weights has the shape {found}, but (`num_prototypes`, "
-                f"`probe_size`) are {shortened(expected, 80)}. Load the model with the values it was saved with."
+                f"`probe_size`) are {shortened(expected, 80)}. Load the model with the "
+                "values it was saved with."
             )
     sources = config.get("estimators", PicoConfig.estimators)
     listed = isinstance(sources, list | tuple)  # PicoConfig says what else is wrong with it
