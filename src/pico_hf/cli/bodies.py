@@ -59,6 +59,10 @@ class Bodies:
         import_module("pico_hf.registration")
         from transformers.utils import logging as transformers_logging
 
+        from pico_hf.data.progress import bars_are_shown, choose_bars
+
+        # Bars of what takes long; those of loading and saving a model only flicker.
+        choose_bars(bars_are_shown())
         transformers_logging.disable_progress_bar()
         for name in self.modules:
             _import(name)
