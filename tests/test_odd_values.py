@@ -122,6 +122,17 @@ def test_logits_of_an_adapter_that_can_be_no_numbers_are_refused(model, tmp_path
     assert "`logit_scale` must lie between" in refusal(load)
 
 
+def test_an_adapter_that_makes_weights_overflow_is_refused(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = PicoModel.from_pretrained(model)
+    save_adapter(peft.get_peft_model(base, pico_lora_config(base)), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    name, value = next((n, v) for n, v in load_file(path).items() if "lora_B" in n)
+    edit_tensors(path, **{name: torch.full_like(value, 3e38)})
+    load = partial(PicoModel.from_pretrained, tmp_path / "adapter", base=model)
+    assert "cannot be merged" in refusal(load)
+
+
 @pytest.mark.parametrize("huge", [torch.inf, torch.nan, 3e38])
 @pytest.mark.parametrize("part", ["tokens", "pooled"])
 def test_features_without_a_length_are_refused(part, huge):

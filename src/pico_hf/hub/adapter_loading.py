@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -61,8 +62,17 @@ def merge_adapter(model_class: Any, path: str | os.PathLike, **options: Any) -> 
         model_class: [`PicoModel`].
         path: Folder or repository of the adapter.
         options: See `load_adapter`.
+
+    Raises:
+        ValueError: If a weight of the model would be no number.
     """
     model = load_adapter(model_class, path, **options).merge_and_unload()
+    for name, value in model.named_parameters():
+        if not value.is_meta and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"The adapter '{os.fspath(path)}' cannot be merged: `{name}` of the model would "
+                "contain NaN or infinity. Do not trust its weights, or save it again."
+            )
     return model.requires_grad_(True).eval()
 
 
