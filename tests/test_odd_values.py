@@ -237,6 +237,8 @@ STATE = {"global_step": 3, "epoch": 1.0, "log_history": [], "best_metric": 2.0}
         {"global_step": 2**70},
         {"log_history": "x"},
         {"best_metric": float("nan")},
+        {"best_metric": float("inf")},
+        {"best_metric": 10**400},
         {"best_metric": "best"},
     ],
 )
