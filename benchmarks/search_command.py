@@ -93,7 +93,10 @@ def drawings(
             noise = torch.randn(features.features[part].shape, generator=generator)
             length = NOISE * bool(copy) / noise.shape[-1] ** 0.5
             noisy = torch.nn.functional.normalize(features.features[part] + length * noise, dim=-1)
-            pooled = None if features.pooled is None else features.pooled[part]
+            pooled = features.pooled
+            if pooled is not None:
+                pooled = pooled[part] + length * noise.mean(dim=1)
+                pooled = torch.nn.functional.normalize(pooled, dim=-1)
             ids = [f"{row}/{copy}" for row in range(first, first + len(noisy))]
             index.add_features(TokenFeatures(noisy, features.mask[part], pooled), ids)
     index.compact()

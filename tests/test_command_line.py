@@ -21,7 +21,7 @@ from pico_hf.training.job_sources import hold_out
 from tiny import tiny_encoder, tiny_processor, tiny_refined, tiny_rows
 
 COMMANDS = (
-    *("align", "cache", "demo", "evaluate", "explain", "export"),
+    *("align", "cache", "demo", "embed", "evaluate", "explain", "export"),
     *("index", "info", "push", "search", "train"),
 )
 
@@ -393,6 +393,18 @@ def test_training_takes_files_a_held_out_tenth_and_any_option(trained):
     assert state["global_step"] == 9  # 144 of 160 images, 16 at a time
 
 
+def test_a_run_shows_short_lines_and_keeps_its_whole_log(shop, trained, tmp_path):
+    output, _ = trained
+    short = ("--epochs", "1", "--batch-size", "16", "--probe_size", "16", "--use_cpu")
+    shown = run(*train_words(shop, tmp_path / "out"), *short, "--num-prototypes=3").stderr
+    lines = re.findall(r"epoch 1: .*", shown)
+    assert re.search(r"rSum on the dev split \d+\.\d, encoder alone \d+\.\d", "\n".join(lines))
+    assert "pico_weight_p10" not in shown
+    assert "{'" not in shown
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert any(key.endswith("_iteration") for entry in history for key in entry)
+
+
 def test_options_may_stand_in_a_file_and_the_command_line_comes_first(tmp_path):
     from pico_hf.cli.job_arguments import job_arguments
 
@@ -424,6 +436,34 @@ def test_held_out_images_of_one_identity_stay_together():
     assert (len(rest), len(apart)) == (32, 8)
     assert not set(rest["image_id"]) & set(apart["image_id"])
     assert hold_out(rows, 0.2)[1]["image_id"] == apart["image_id"]
+    rest, apart = hold_out(rows, 0.1, at_least=10)
+    assert (len(rest), len(apart)) == (28, 12)  # whole identities
+
+
+def test_of_few_pairs_enough_are_held_out_to_measure_something(shop, tmp_path):
+    from pico_hf.training.job_options import DataArguments
+    from pico_hf.training.job_sources import load_job_splits
+
+    for count in (19, 24):
+        tiny_rows(count).to_parquet(tmp_path / f"{count}.parquet")
+    train, dev = load_job_splits(DataArguments(train_file=[str(tmp_path / "24.parquet")]), 0)
+    assert (len(train), len(dev["dev"])) == (14, 10)
+    words = ("train", tmp_path / "19.parquet", "--encoder", shop / "clip", "--output", tmp_path)
+    assert "at least 20 images" in refused(*words)
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_none(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for words in (("info", "mine"), ("search", "mine", "a dog"), ("explain", "mine", "a", "b")):
+        line = refused(*words)
+        assert "'mine'" in line
+        assert "is no folder that is there" in line or "holds no index" in line
+
+
+def test_facts_are_readable_and_each_stands_in_a_line_of_its_own(shop):
+    shown = done("info", shop / "photos.index")
+    assert re.search(r"bytes +[\d,]+\.\d MB", shown)
+    assert max(map(len, shown.splitlines())) <= 120 + len(str(shop))
 
 
 def test_a_push_takes_the_model_and_leaves_the_run(trained, tmp_path):

@@ -1,5 +1,6 @@
 """The demo page: what it finds and explains, and that a browser asks no other host for anything."""
 
+import base64
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from command_line import refused
 from pico_hf import PicoIndex, PicoRetriever
@@ -283,14 +284,44 @@ class Page:
         labels = self.all("#scoring label")
         next(one for one in labels if one.text.strip() == name).click()
 
+    def filter_by(self, value: str) -> None:
+        from selenium.webdriver.common.keys import Keys
+
+        box = self.all("#filters input")[0]
+        box.click()
+        box.send_keys(value)
+        self.until(lambda: len(self.all("[role=option]")) == 1)  # what is left of all
+        box.send_keys(Keys.ENTER)
+
+    def drop(self, file: Path) -> None:
+        """Drops a file on the page, as from a folder of the desktop."""
+        script = """
+            const [zone, name, content] = arguments
+            const bytes = Uint8Array.from(atob(content), one => one.charCodeAt(0))
+            const data = new DataTransfer()
+            data.items.add(new File([bytes], name, {type: "image/png"}))
+            for (const kind of ["dragenter", "dragover", "drop"]) {
+                const options = {dataTransfer: data, bubbles: true, cancelable: true}
+                zone.dispatchEvent(new DragEvent(kind, options))
+            }
+        """
+        (zone,) = self.all("#picture button[aria-dropeffect]")
+        content = base64.b64encode(file.read_bytes()).decode()
+        self.driver.execute_script(script, zone, file.name, content)
+
     def loaded(self, selector: str) -> list:
         """Images whose pixels are there."""
         width = "return arguments[0].naturalWidth"
         return [i for i in self.all(selector) if self.driver.execute_script(width, i) > 0]
 
 
-def walk(driver, address: str, words: str, screenshot: Path) -> dict[str, list[str]]:
-    """Visits the page: searches, switches, clicks an image; leaves a screenshot."""
+def walk(
+    driver, address: str, words: str, screenshot: Path, style: str, image: Path
+) -> dict[str, list[str]]:
+    """Visits the page: searches, switches, sees why, filters, drops an image, sees why again.
+
+    The screenshot is of the first heat maps.
+    """
     page, seen = Page(driver, address), {}
     page.type_words(words)
     page.until(lambda: "scored by PICO" in page.status())
@@ -305,10 +336,21 @@ def walk(driver, address: str, words: str, screenshot: Path) -> dict[str, list[s
     page.until(lambda: page.captions() == seen["PICO"])
     page.until(lambda: page.all("#found button"))[0].click()
     page.until(lambda: page.loaded("#maps img"))
-    assert "score" in page.all("#why")[0].text
+    assert page.all("#why")[0].text.startswith(seen["PICO"][0].partition(" ")[0])
     time.sleep(0.5)  # gradio fades its progress out
     screenshot.parent.mkdir(parents=True, exist_ok=True)
     driver.save_screenshot(str(screenshot))
+    page.filter_by(style)
+    page.until(lambda: f"only {style}" in page.status())
+    seen["filtered"] = page.until(page.captions)
+    assert not page.loaded("#maps img")  # they were of another search
+    page.drop(image)
+    page.until(lambda: "for the image, scored by PICO, only" in page.status())
+    page.until(lambda: page.loaded("#found img"))
+    seen["image"] = page.until(page.captions)
+    page.until(lambda: page.all("#found button"))[0].click()
+    page.until(lambda: page.loaded("#maps img"))
+    assert words in page.all("#why")[0].text  # of the words that stand in the box
     return seen
 
 
@@ -321,13 +363,19 @@ def test_a_visitor_searches_switches_and_sees_why(shop, browser, tmp_path):
     address = serve(page)
     screenshot = tmp_path / "demo.png"
     try:
-        seen = walk(browser, address, "a red disc", screenshot)
+        image = shop / "photos" / "ink" / "3.png"
+        seen = walk(browser, address, "a red disc", screenshot, "folder: ink", image)
         asked = requested(browser)
     finally:
         page.close(verbose=False)
-    assert all(len(captions) == 8 for captions in seen.values())
+    whole = [seen[name] for name in ("encoder", "base, w = 1", "PICO")]
+    assert all(len(captions) == 8 for captions in whole)
     assert all(".png" in caption and "·" in caption for caption in seen["PICO"])
-    assert len({tuple(captions) for captions in seen.values()}) == 3  # scores differ
+    assert len({tuple(captions) for captions in whole}) == 3  # scores differ
+    names = {part for caption in seen["filtered"] for part in caption.split() if ".png" in part}
+    assert names == {f"{number}.png" for number in (1, 3, 5, 7)}
+    assert "3.png" in seen["image"][0]
+    assert len(seen["image"]) == 4
     assert Image.open(screenshot).size[0] >= 1000
     outside = {url for url in asked if not url.startswith((address, "data:", "blob:"))}
     assert asked
@@ -342,13 +390,23 @@ def test_the_embedded_drawings_are_found_and_explained(browser, tmp_path):
     from pico_hf.cli.commands.demo import demo_page
     from pico_hf.demo.serving import serve
 
+    heart = Image.new("RGB", (128, 128), "white")
+    draw = ImageDraw.Draw(heart)
+    for box in ((20, 24, 68, 72), (60, 24, 108, 72)):
+        draw.ellipse(box, fill="#e02030")
+    draw.polygon([(24, 60), (104, 60), (64, 112)], fill="#e02030")
+    heart.save(tmp_path / "heart.png")
     page = demo_page()
     screenshot = Path(os.environ.get("PICO_DEMO_SCREENSHOT", tmp_path / "demo.png"))
     try:
-        seen = walk(browser, serve(page), "red heart", screenshot)
+        style = "style: fluent-emoji-flat"
+        image = tmp_path / "heart.png"
+        seen = walk(browser, serve(page), "red heart", screenshot, style, image)
     finally:
         page.close(verbose=False)
-    assert any("heart" in caption for caption in seen["PICO"][:6])
+    for name in ("PICO", "filtered", "image"):
+        assert any("heart" in caption for caption in seen[name][:6]), seen
+    assert seen["filtered"] != seen["PICO"]
     assert screenshot.stat().st_size > 50_000
 
 

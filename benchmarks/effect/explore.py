@@ -11,31 +11,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from fold_parts import Part, feedback
 from folds import Fold
-from pico_hf.core.canonical import CANDIDATES, bilinear_form
 from pico_hf.core.closed_form import closed_form_projections
 from pico_hf.core.losses import START_SCALE, contrastive_loss
-from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.pair_moments import PairMoments
-from pico_hf.core.pooled_share import SHARES
-from pico_hf.core.similarity import pooled_similarity, similarity, weighted_score
+from pico_hf.core.similarity import weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
 from study import Job, Study, from_command_line
 
 EPOCHS = {"flickr8k": 6, "emoji": 8}
-TEMPERATURE = 5.0  # of the normalised gain
 BATCH = 128
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train new heads; see `PicoConfig` and `PicoTrainingArguments`."""
+    """One way to train new heads; see `PicoConfig` and `PicoTrainingArguments`.
+
+    What those have not: `hinge_finish`, the share of steps at the end with the hinge loss;
+    `label_smoothing`, the share of the target that all pairs get alike; `scale_rate`, a factor of
+    the learning rate for the scale of logits.
+    """
 
     loss: str = "infonce"
     learning_rate: float = 2e-3
@@ -44,6 +45,10 @@ class Recipe:
     pooled_share: float = 0.0
     closed_form: bool = False
     epochs: int | None = None
+    weight_decay: float = 0.0
+    hinge_finish: float = 0.0
+    label_smoothing: float = 0.0
+    scale_rate: float = 1.0
 
 
 class Heads(nn.Module):
@@ -84,7 +89,7 @@ def train(fold: Fold, recipe: Recipe, seed: int) -> Heads:
     if recipe.closed_form:
         heads.start(fold.moments(rows))
     steps = (recipe.epochs or EPOCHS[fold.name]) * (len(rows) // BATCH)
-    optimizer = torch.optim.AdamW(heads.parameters(), lr=recipe.learning_rate, weight_decay=0.0)
+    optimizer = _optimizer(heads, recipe)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     draws = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -94,13 +99,25 @@ def train(fold: Fold, recipe: Recipe, seed: int) -> Heads:
         batch = order[place * BATCH : (place + 1) * BATCH]
         chance = torch.rand(BATCH, generator=draws)
         captions = fold.first[batch] + (chance * fold.captions[batch]).long()
-        loss = _loss(fold, heads, recipe, batch, captions, step * BATCH / len(rows))
+        hinge = step >= steps * (1 - recipe.hinge_finish)
+        now = replace(recipe, loss="hinge", label_smoothing=0.0) if hinge else recipe
+        loss = _loss(fold, heads, now, batch, captions, step * BATCH / len(rows))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(heads.parameters(), 2.0)
         optimizer.step()
         schedule.step()
     return heads.eval()
+
+
+def _optimizer(heads: Heads, recipe: Recipe) -> torch.optim.Optimizer:
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    projections = [heads.image_head.weight, heads.text_head.weight]
+    groups = [
+        {"params": projections, "lr": rate, "weight_decay": decay},
+        {"params": [heads.scale], "lr": rate * recipe.scale_rate, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups)
 
 
 def _loss(
@@ -115,7 +132,11 @@ def _loss(
     scores = weighted_score(*sides, pooled_share=recipe.pooled_share)
     logits, ids = scores * heads.scale.exp(), fold.identity[batch]
     ramp = epoch if epoch < 1 else None  # all negatives in the first epoch
-    return contrastive_loss(recipe.loss, scores, logits, ids, ramp=ramp)
+    loss = contrastive_loss(recipe.loss, scores, logits, ids, ramp=ramp)
+    if not recipe.label_smoothing:
+        return loss
+    alike = -(logits.log_softmax(0).mean() + logits.log_softmax(1).mean()) / 2
+    return torch.lerp(loss, alike, recipe.label_smoothing)
 
 
 def _drop_tokens(tokens: TokenFeatures, share: float) -> TokenFeatures:
@@ -123,75 +144,6 @@ def _drop_tokens(tokens: TokenFeatures, share: float) -> TokenFeatures:
     none = ~kept.any(dim=1)
     kept[none] = tokens.mask[none]
     return TokenFeatures(tokens.features, kept)
-
-
-@dataclass
-class Part:
-    """An encoded part of a fold, which is ranked gallery by gallery.
-
-    Attributes:
-        images: Of the part.
-        texts: Likewise.
-        galleries: Rows of images, rows of texts, and the image of each of these texts.
-    """
-
-    images: TokenFeatures
-    texts: TokenFeatures
-    galleries: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, fold: Fold, heads: Heads, rows: Tensor) -> Part:
-        texts, owners = fold.texts_of(rows)
-        images = [heads.image(fold.images[some]) for some in rows.split(256)]
-        words = [heads.text(fold.words[some]) for some in texts.split(256)]
-        part = cls(TokenFeatures.concatenate(images), TokenFeatures.concatenate(words))
-        for gallery in fold.gallery[rows].unique():
-            own = (fold.gallery[rows] == gallery).nonzero().flatten()
-            captions = torch.isin(owners, own).nonzero().flatten()
-            place = torch.zeros(len(rows), dtype=torch.long)
-            place[own] = torch.arange(len(own))
-            part.galleries.append((own, captions, place[owners[captions]]))
-        return part
-
-    @torch.no_grad()
-    def scored(self, form: Tensor) -> Callable[[float], float]:
-        """From a share of pooled vectors to the mean rSum over galleries, with scores vᵀBt."""
-        left, weights, right = torch.linalg.svd(form)
-        images, texts = self.images.turned(left.float()), self.texts.turned(right.t().float())
-        weights = (weights / weights.mean()).float()
-        found = [
-            (
-                similarity(images[own], texts[captions], weights),
-                pooled_similarity(images[own], texts[captions], weights),
-                owners,
-            )
-            for own, captions, owners in self.galleries
-        ]
-
-        def rsum(share: float) -> float:
-            ranked = (
-                retrieval_metrics((1 - share) * tokens + share * pooled, owners)
-                for tokens, pooled, owners in found
-            )
-            return sum(metrics["rsum"] for metrics in ranked) / len(found)
-
-        return rsum
-
-
-def feedback(part: Part, moments: PairMoments) -> tuple[Tensor, float, float]:
-    """(form, share for it, share for w = 1): what the normalised gain makes of all candidates."""
-    form = torch.eye(moments.shared.shape[0], dtype=torch.float64)
-    own = part.scored(form)
-    share = max(SHARES, key=own)
-    forms = [bilinear_form(moments, candidate) for candidate in CANDIDATES]
-    gains = torch.tensor([0.0, *(part.scored(one)(share) - own(share) for one in forms)])
-    parts = torch.softmax(gains / TEMPERATURE, dim=0).double()
-    fused = torch.einsum("n,nij->ij", parts, torch.stack([form, *forms]))
-    found = part.scored(fused)
-    if found(share) < own(share):
-        return form, share, share
-    return fused, max(SHARES, key=found), share
 
 
 def run(study: Study, fold: Fold, job: Job, name: str) -> None:
@@ -202,12 +154,19 @@ def run(study: Study, fold: Fold, job: Job, name: str) -> None:
     parts = {part: Part.of(fold, heads, rows) for part, rows in tested.items()}
     with torch.no_grad():
         moments = fold.moments(fold.parts["train"], heads)
-    form, share, first = feedback(parts["feedback"], moments)
-    own = torch.eye(len(form), dtype=form.dtype)
-    rows = {"w = 1": (own, 0.0), "w = 1, pooled": (own, first), "feedback": (form, share)}
+    found = feedback(parts["feedback"], moments)
+    own = found.forms[0]
+    rows = {
+        "w = 1": (own, 0.0),
+        "w = 1, pooled": (own, found.first),
+        "feedback": (found.form, found.share),
+    }
     for row, (used, taken) in rows.items():
         metrics = {part: {"rsum": one.scored(used)(taken)} for part, one in parts.items()}
         study.write(job, row, started, metrics=metrics, recipe=name, share=taken)
+    averaged = found.forms, found.parts, found.share
+    metrics = {part: {"rsum": one.ensembled(*averaged)} for part, one in parts.items()}
+    study.write(job, "scores averaged", started, metrics=metrics, recipe=name, share=found.share)
 
 
 def main() -> None:

@@ -33,13 +33,14 @@ from peers import PEERS
 from pico_hf import PicoTrainer
 from pico_hf.core.canonical import CANDIDATES, bilinear_form
 from pico_hf.core.encoded_split import EncodedSplit
-from pico_hf.core.score_form import ScoreForm
+from pico_hf.core.score_form import ScoreForm, compared_forms
 from pico_hf.training.encoding import encoder_columns, pair_moments
 from pico_hf.training.evaluation import evaluate_retrieval
 from pico_hf.training.feedback import Feedback
 from study import Job, StoredSplit, Study, from_command_line
 
 BASE, CHOSEN = "w = 1 (base)", "canonical, normalised gain"
+COSINE = "pooled cosine of the same network"
 LITERAL_PICO = "paper, normalised gain (literal PICO)"
 # Literal rows: what takes the place of the method's own estimator or fusion rule.
 LITERAL: dict[str, dict[str, Any]] = {
@@ -211,6 +212,9 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
 
     own = torch.eye(model.config.encoder_config.projection_dim, dtype=torch.float64)
     write(row=BASE, metrics=measure(own), spread=0.0)
+    cosine = compared_forms(model.prototypes.form)["pooled cosine"]
+    found = {part: evaluate_retrieval(model, split, cosine) for part, split in encoded.items()}
+    write(row=COSINE, metrics=found)
     feedback = encoder.split(splits["feedback"], "feedback", encoder_columns)
     for row, form, more in canonical_forms(trainer, splits, feedback, job.seed, rows == "chief"):
         values = torch.linalg.svdvals(form)

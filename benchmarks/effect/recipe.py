@@ -1,6 +1,6 @@
 """Recipes compared: the default for new heads on frozen towers against the best one with w = 1.
 
-Run: python benchmarks/effect/recipe.py   # after features.py; half an hour on one core
+Run: python benchmarks/effect/recipe.py   # after features.py, icons included; an hour on one core
 Every recipe is trained from the same seed and scored as it is (w = 1), by its pooled vectors alone,
 and after its feedback: the share of pooled vectors, canonical columns, and the share again.
 """
@@ -22,7 +22,7 @@ Metrics = dict[str, dict[str, float]]
 
 def encoded(trainer: PicoTrainer, splits: dict[str, Any]) -> dict[str, EncodedSplit]:
     """The test splits in the columns that the model has now."""
-    names = [name for name in ("dev", "seen", "unseen") if name in splits]
+    names = [name for name in ("dev", "seen", "unseen", "themes") if name in splits]
     return {name: trainer.split_encoder.split(splits[name], name) for name in names}
 
 
@@ -43,9 +43,10 @@ def before(trainer: PicoTrainer, splits: dict[str, Any]) -> tuple[dict[str, Metr
     }, share
 
 
-def after(trainer: PicoTrainer, splits: dict[str, Any]) -> Metrics:
-    """The row with everything that feedback found."""
-    trainer.construct_prototypes()
+def after(trainer: PicoTrainer, splits: dict[str, Any], constructed: bool = False) -> Metrics:
+    """The row with everything that feedback found, or is to find unless all is constructed."""
+    if not constructed:
+        trainer.construct_prototypes()
     model = trainer.pico_model
     return {name: evaluate_retrieval(model, one) for name, one in encoded(trainer, splits).items()}
 
@@ -54,6 +55,8 @@ def run(study: Study, job: Job, recipe: str, seed_started: float) -> None:
     """Trains one recipe with one seed and writes its rows."""
     knobs = study.config["recipes"][recipe]
     splits = study.splits(job)
+    if job.dataset != "flickr8k":
+        splits["themes"] = study.unseen_themes(job)
     model: PicoModel = study.start(job, **knobs.get("model", {}))
     trainer = study.trainer(job, splits, model, refine_prototypes=False, **knobs["training"])
     trainer.train()

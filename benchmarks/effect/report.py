@@ -25,6 +25,7 @@ TUNED |= {"both": "both towers tuned", "both-lora": "both towers tuned by LoRA"}
 NAMES = {"dev": "dev", "seen": "seen styles", "unseen": "unseen family"}
 MOVES = {"flickr8k": "photos", "emoji/none": "drawings of all families"}
 MOVES |= {"emoji/fluent": "drawings of four families", "fluent": "drawings of the fifth"}
+NAMES["themes"] = "icon themes"
 NAMES["known concepts, unseen"] = "unseen family, known concepts"
 Line = dict[str, Any]
 

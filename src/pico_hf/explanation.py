@@ -123,7 +123,7 @@ def explain(model: PicoModel, processor: Any, image: Any, caption: str) -> Expla
         caption: One text.
 
     Raises:
-        ValueError: If the image cannot be read, or if the caption is no text.
+        ValueError: If the image cannot be read, or if the caption is no text or an empty one.
 
     Example:
         >>> explanation = explain(model, processor, "cat.jpg", "a cat on a sofa")  # doctest: +SKIP
@@ -134,6 +134,8 @@ def explain(model: PicoModel, processor: Any, image: Any, caption: str) -> Expla
         raise ValueError(
             f"`caption` must be one text, got {type(caption).__name__}. Explain one at a time."
         )
+    if not caption.strip():
+        raise ValueError("`caption` must have at least one word, got an empty one.")
     collate = PicoCollator(
         processor, config=model.config, image_column="image", caption_column="caption"
     )

@@ -13,8 +13,8 @@ import numpy as np
 
 from pico_hf.core.attribution import Attribution
 
-_PER_LINE = 6  # panels side by side
-_NAMED_COLUMNS = 5  # bars that carry the number of their column
+_PER_LINE = 6  # panels side by side, of all blocks
+_NAMED_COLUMNS = 5  # of which the numbers are told
 _INK = "#1f6f8b"
 
 
@@ -37,7 +37,7 @@ def draw_blocks(
     grid: tuple[int, int] | None,
     image: np.ndarray,
 ) -> Any:
-    """Draws each block: maps of its words over the image, its products, and a bar per column.
+    """Draws blocks side by side: maps of words over the image, products, and a bar per column.
 
     Args:
         blocks: At least one.
@@ -58,14 +58,18 @@ def draw_blocks(
             'Figures need matplotlib, which is not installed: `pip install "pico-hf[plots]"`. The '
             "arrays of an explanation do not need it."
         ) from error
-    lines = math.ceil((len(words) + 1) / _PER_LINE)
+    per_line = _PER_LINE // len(blocks)
+    lines = math.ceil((len(words) + 1) / per_line)
     heights = [1.9 * lines, 0.8 + 0.22 * len(words), 1.9]
-    figure = Figure(figsize=(11, (sum(heights) + 0.6) * len(blocks)), layout="constrained")
-    parts: Any = figure.subfigures(len(blocks), 1, squeeze=False)
+    figure = Figure(figsize=(11, sum(heights) + 0.6), layout="constrained")
+    parts: Any = figure.subfigures(1, len(blocks), squeeze=False)
     for part, block in zip(parts.flatten(), blocks, strict=True):
         part.suptitle(f"{block.title}: S = {block.parts.score:.3f}")
         maps, products, columns = part.subfigures(3, 1, height_ratios=heights)
-        _draw_word_maps(maps, block.parts, words, grid, image)
+        panels = maps.subplots(lines, per_line, squeeze=False).flatten()
+        shown = _draw_word_maps(panels, block.parts, words, grid, image)
+        label = "s[patch, word]" if grid else "s[query, word]"
+        maps.colorbar(shown, ax=list(panels), label=label, shrink=0.8)
         _draw_products(products, block.parts, words)
         _draw_columns(columns, block.parts)
     return figure
@@ -98,16 +102,14 @@ def save_figure(figure: Any, path: str | os.PathLike) -> None:
 
 
 def _draw_word_maps(
-    figure: Any,
+    panels: Any,
     parts: Attribution,
     words: Sequence[str],
     grid: tuple[int, int] | None,
     image: np.ndarray,
-) -> None:
+) -> Any:
     """The image, and every word's similarity to its patches in one scale of colours."""
     products = parts.products.numpy()
-    lines = math.ceil((len(words) + 1) / _PER_LINE)
-    panels = figure.subplots(lines, _PER_LINE, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
     panels[0].imshow(image)
@@ -122,8 +124,7 @@ def _draw_word_maps(
             panel.imshow(image, extent=extent)
             shown = panel.imshow(similarity.reshape(grid), extent=extent, alpha=0.6, **scale)
         panel.set_title(word, fontsize=8, parse_math=False)
-    label = "s[patch, word]" if grid else "s[query, word]"
-    figure.colorbar(shown, ax=list(panels), label=label, shrink=0.8)
+    return shown
 
 
 def _draw_products(figure: Any, parts: Attribution, words: Sequence[str]) -> None:
@@ -138,15 +139,20 @@ def _draw_products(figure: Any, parts: Attribution, words: Sequence[str]) -> Non
 
 
 def _draw_columns(figure: Any, parts: Attribution) -> None:
-    """A bar per column, the largest first, with the numbers of the first ones."""
+    """A bar per column, the largest first, and the numbers of the first ones."""
     values, axes = parts.columns.numpy(), figure.subplots()
     order = np.argsort(-values, kind="stable")
     axes.bar(range(len(values)), values[order], width=1.0, color=_INK)
-    named = order if len(values) <= 4 * _NAMED_COLUMNS else order[:_NAMED_COLUMNS]
-    for place, column in enumerate(named):
-        axes.annotate(
-            str(column), (place, max(values[column], 0)), fontsize=6, ha="center", va="bottom"
-        )
+    first = ", ".join(map(str, order[:_NAMED_COLUMNS]))
+    axes.text(
+        0.98,
+        0.93,
+        f"first columns: {first}",
+        transform=axes.transAxes,
+        fontsize=8,
+        ha="right",
+        va="top",
+    )
     axes.axhline(0, color="black", linewidth=0.5)
     axes.margins(x=0.01, y=0.15)
     axes.xaxis.get_major_locator().set_params(integer=True)

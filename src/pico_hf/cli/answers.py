@@ -49,6 +49,12 @@ def say(text: str) -> None:
     print(f"pico-hf: {text}", file=sys.stderr, flush=True)
 
 
+def say_if_cut(text: str, longest: int) -> None:
+    """Says that a tower does not read all of a text, if it has more words than tokens are read."""
+    if (words := len(text.split())) > longest:
+        say(f"a text has {words} words: what is beyond {longest} tokens is not read.")
+
+
 def one_line(text: str) -> str:
     """A text without line breaks and control characters."""
     return " ".join(printable(text).split())
@@ -102,7 +108,8 @@ def _draw(table: Table) -> None:
 
 def _width(table: Table) -> int:
     rows = [table.headings, *table.rows]
-    widest = [max(2 * len(str(row[n])) for row in rows) for n in range(len(table.headings))]
+    lines = [[str(cell).splitlines() or [""] for cell in row] for row in rows]
+    widest = [max(2 * len(line) for row in lines for line in row[n]) for n in range(len(rows[0]))]
     return max(80, sum(widest) + 4 * len(widest))
 
 

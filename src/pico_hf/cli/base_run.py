@@ -36,12 +36,15 @@ def trained_base(
     """
     from transformers import set_seed
 
+    from pico_hf.cli.progress import show_short_log
+
     args = copy.copy(args)
     args.output_dir = str(Path(args.output_dir) / "_base")
     args.refine_prototypes = args.push_to_hub = False
     set_seed(args.seed)
     model, _ = start(model_args)
     base = type(trainer)(model, args, **data)
+    show_short_log(base)
     base.train()
     return base
 

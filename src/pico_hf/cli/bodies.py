@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -56,6 +57,8 @@ class Bodies:
     def _prepare(self) -> None:
         if not logging.getLogger().handlers:
             logging.basicConfig(level=logging.WARNING, format="pico-hf: %(message)s")
+            own = logging.getLogger("huggingface_hub")
+            own.propagate = not own.handlers  # each of its lines once
         import_module("pico_hf.registration")
         from transformers.utils import logging as transformers_logging
 
@@ -64,6 +67,8 @@ class Bodies:
         # Bars of what takes long; those of loading and saving a model only flicker.
         choose_bars(bars_are_shown())
         transformers_logging.disable_progress_bar()
+        # Said of every machine without a GPU, and there is nothing to do about it.
+        warnings.filterwarnings("ignore", message="'pin_memory' argument is set")
         for name in self.modules:
             _import(name)
 

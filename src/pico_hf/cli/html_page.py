@@ -50,8 +50,10 @@ def write_page(path: str | os.PathLike, results: Sequence[tuple[str, Sequence[An
 
 
 def _section(query: str, hits: Sequence[Any]) -> str:
+    from pico_hf.data.image_files import short
+
     items = "".join(_item(place, hit) for place, hit in enumerate(hits, start=1))
-    return f"<h2>{html.escape(query)}</h2><ol>{items or '<li>nothing found</li>'}</ol>"
+    return f"<h2>{html.escape(short(query))}</h2><ol>{items or '<li>nothing found</li>'}</ol>"
 
 
 def _item(place: int, hit: Any) -> str:

@@ -7,6 +7,7 @@ which returns an [`Answer`], and `PANEL`, the part of the help where it stands. 
 
 from __future__ import annotations
 
+import errno
 import inspect
 import pkgutil
 import sys
@@ -27,6 +28,7 @@ A model is a folder or a Hub repository: a Pico model, an adapter, or any suppor
 such as openai/clip-vit-base-patch32. Every command has --json. Exit codes: 0 done, 1 failed (one
 line on stderr says why), 2 wrong usage, 130 stopped by ^C."""
 DEBUG = "--debug"
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 FAILED_CODE, USAGE_CODE, STOPPED_CODE = 1, 2, 130
 
 
@@ -68,7 +70,9 @@ def _told(error: Exception) -> int:
         if text := one_line(error.format_message()):
             say((text if text[-1] in ".?!" else f"{text}.") + hint)
         return error.exit_code
-    if isinstance(error, ImportError | OSError | ValueError | Failed):
+    if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+        say(f"{error.strerror}. What was there before stays: make room, and give the same words.")
+    elif isinstance(error, ImportError | OSError | ValueError | Failed):
         say(one_line(str(error)) or type(error).__name__)
     else:
         name = type(error).__name__

@@ -161,9 +161,8 @@ class _Round:
             return self.found
         logger.log(
             logging.WARNING if SOURCES[self.estimator.source] == "end" else logging.INFO,
-            "What %r proposes scored %.1f rSum less than what is there on the dev split, so that "
-            "stays.",
-            *(self.estimator.source, self.before - rsum),
+            "What %r proposes scored %.1f rSum on the dev split, what is there %.1f: that stays.",
+            *(self.estimator.source, rsum, self.before),
         )
         return [replace(one, fused_weight=0.0, form=self.there) for one in self.found]
 

@@ -34,8 +34,7 @@ class Finder:
             name: index if model is index.retriever.model else index.with_model(model)
             for name, model in compared_models(index.retriever.model).items()
         }
-        payloads = [index.payload(key) for key in index.ids()]
-        self._filters = filter_values(payloads)
+        self._filters = filter_values(index.payloads().values())
 
     def __len__(self) -> int:
         return len(self._index)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from pico_hf.data.image_files import short
 from pico_hf.demo.library import gradio
 
 SIDE = 320  # pixels of a thumbnail
 INTRODUCTION = """# Search images, and see why
-Type words or drop an image, then click a found image for its heat maps."""
+Type words or drop an image, then click a found image to see which patch met which word."""
 LABELS = {"pooled cosine": "encoder", "base, w = 1": "base, w = 1", "PICO": "PICO"}
-EXPLAINED = """Columns and words of the score **{score:.3f}**: which patch met which word, without
-and with the column weights, and what every column added."""
+SCORINGS = "The encoder's own cosine, its tokens with equal column weights, or the model as it is."
+EXPLAINED = """**{score:.3f}** for “{caption}”: how much each patch is like each word (maps), which
+pairs of them count (strip), and what every column of the embedding adds (bars)."""
 
 
 @dataclass
@@ -78,18 +81,24 @@ def _inputs(gr: Any, finder: Any) -> tuple[Any, ...]:
     words = gr.Textbox(label="Words", placeholder="a dog on a beach", max_lines=3, elem_id="words")
     button = gr.Button("Search", variant="primary", elem_id="search")
     picture = gr.Image(
-        label="or an image", type="filepath", sources=["upload", "clipboard"], height=170
+        label="or an image",
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=170,
+        elem_id="picture",
     )
     scoring = gr.Radio(
         [(LABELS[name], name) for name in finder.scorings],
         value=finder.scorings[-1],
         label="Scored by",
+        info=SCORINGS,
         elem_id="scoring",
     )
     filters = gr.Dropdown(
         finder.filters,
         multiselect=True,
         label="Only",
+        info="Such images; several values of one field: any of them.",
         visible=bool(finder.filters),
         elem_id="filters",
     )
@@ -101,7 +110,6 @@ def _outputs(gr: Any, count: int) -> tuple[Any, ...]:
     gallery = gr.Gallery(
         show_label=False,
         columns=6,
-        height=480,
         object_fit="contain",
         allow_preview=False,
         buttons=[],
@@ -146,7 +154,9 @@ class _Actions:
         except (ValueError, OSError) as error:
             raise self.gr.Error(str(error), print_exception=False) from error
         items = [(self._thumbnail(hit.id), f"{hit.score:.3f} · {_label(hit)}") for hit in hits]
-        status = f"The best {len(hits)} of {len(self.finder)} images, scored by {LABELS[scoring]}"
+        asked = f"“{_plain(query)}”" if isinstance(query, str) else "the image"
+        status = f"The best {len(hits)} of {len(self.finder)} images for {asked}, scored by "
+        status += LABELS[scoring] + (f", only {_plain('; '.join(filters))}" if filters else "")
         if not hits:
             status = "No image passes the filter."
         found = Found(query, scoring, [hit.id for hit in hits])
@@ -176,7 +186,14 @@ class _Actions:
             raise self.gr.Error(str(error), print_exception=False) from error
         file = io.BytesIO()
         why.figure().savefig(file, format="png", dpi=110)
-        return self._maps(Image.open(file)), EXPLAINED.format(score=why.score)
+        return self._maps(Image.open(file)), EXPLAINED.format(
+            score=why.score, caption=_plain(caption)
+        )
+
+
+def _plain(text: str) -> str:
+    """A text that Markdown shows as it is, and not all of a long one."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~$&])", r"\\\1", short(text))
 
 
 def _label(hit: Any) -> str:

@@ -14,6 +14,14 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+# Captions below their images and whole, and no scroll bar beside a gallery that is all there.
+CSS = """
+#found .grid-wrap{max-height:none;overflow:visible}
+#found .thumbnail-lg{display:flex;flex-direction:column;height:auto;aspect-ratio:auto}
+#found .thumbnail-lg img{aspect-ratio:1;height:auto;min-height:0}
+#found .caption-label{position:static;width:100%;max-width:none;border:0;box-shadow:none;
+white-space:normal;overflow-wrap:anywhere;text-align:center;background:none;line-height:1.25}
+"""
 _OUTSIDE = re.compile(rb'<(meta|link)\b[^>]*"https?://(?!127\.0\.0\.1[:/])[^>]*>')
 Message = dict[str, Any]
 
@@ -76,7 +84,8 @@ def _headers(start: Message, length: int) -> list[tuple[bytes, bytes]]:
 def looks(gr: Any) -> dict[str, Any]:
     """Options of `launch` that say what the page looks like: fonts of the system, no footer."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    return {"theme": gr.themes.Base(primary_hue="teal", **fonts), "footer_links": []}
+    theme = gr.themes.Base(primary_hue="teal", **fonts)
+    return {"theme": theme, "css": CSS, "footer_links": []}
 
 
 def serve(page: Any, port: int | None = None, open_browser: bool = False) -> str:

@@ -38,6 +38,10 @@ def plain_errors(repository: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         refused = _http_error(error)
         message = _refusal(refused, os.fspath(repository)) if refused else str(error)
+        if refused is None and not _is_ours(error) and not os.path.exists(repository):
+            message = (
+                f"'{os.fspath(repository)}' is no folder that is there. As a repository: {message}"
+            )
         line = " ".join(message.split())
         if refused is None and line == str(error):
             raise

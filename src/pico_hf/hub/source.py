@@ -51,8 +51,8 @@ def check_source(
         raise ValueError(
             f"config.json of '{os.fspath(path)}' has model_type {shortened(repr(model_type), 80)}, "
             "which is not known here. Import the module that registers it with "
-            "`AutoConfig.register`, upgrade transformers, or pass `trust_remote_code=True` if you "
-            "trust the repository's own code."
+            "`AutoConfig.register` (pico-hf --import FILE.py), upgrade transformers, or pass "
+            "`trust_remote_code=True` if you trust the repository's own code."
         )
     if options.get("use_safetensors") is False:
         raise ValueError(

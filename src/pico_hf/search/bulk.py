@@ -19,8 +19,8 @@ def embed(
     folder: str | os.PathLike,
     retriever: Any,
     *,
-    dtype: str = "float16",
-    token_merging: int = 1,
+    dtype: str | None = None,
+    token_merging: int | None = None,
     image_column: str | None = None,
     id_column: str | None = None,
     skip_bad_images: bool = True,
@@ -39,8 +39,8 @@ def embed(
         source: See `PicoIndex.add`; all processes have to see the same.
         folder: Of the index, or its address, see `PicoIndex.create`; made if need be.
         retriever: A [`PicoRetriever`]; its model is moved to the process's device.
-        dtype: Of a new index.
-        token_merging: Of a new index.
+        dtype: Of a new index; None: float16.
+        token_merging: Of a new index; None: 1.
         image_column: See `PicoIndex.add`.
         id_column: See `PicoIndex.add`; rows with one id go to one process.
         skip_bad_images: See `PicoIndex.add`.
@@ -64,7 +64,8 @@ def embed(
     index, report, error = None, AddReport(), None
     try:
         if together.first:
-            index = _opened(folder, retriever, client, dtype, token_merging)
+            storage = {"dtype": dtype, "token_merging": token_merging, "client": client}
+            index = create_or_open(folder, retriever, **storage)
     except Exception as raised:
         error = raised
     _raise_together(together, error)
@@ -83,12 +84,40 @@ def embed(
     return total
 
 
-def _opened(folder: Any, retriever: Any, client: Any, dtype: str, token_merging: int) -> PicoIndex:
-    """The index that is there, or a new one."""
-    options = {"dtype": dtype, "token_merging": token_merging, "client": client}
-    if is_there(folder, client):
-        return PicoIndex.open(folder, retriever, client=client)
-    return PicoIndex.create(folder, retriever, **options)
+def create_or_open(
+    folder: str | os.PathLike,
+    retriever: Any,
+    *,
+    dtype: str | None = None,
+    token_merging: int | None = None,
+    client: Any = None,
+) -> PicoIndex:
+    """The index that is there, or a new one.
+
+    Args:
+        folder: See `PicoIndex.create`.
+        retriever: A [`PicoRetriever`].
+        dtype: Of a new index; None: float16.
+        token_merging: Of a new index; None: 1.
+        client: See `PicoIndex.create`.
+
+    Raises:
+        ValueError: If one is there that was made with another model or with other options.
+        ConnectionError: If no server answers.
+    """
+    if not is_there(folder, client):
+        options: Any = {"dtype": dtype or "float16", "token_merging": token_merging or 1}
+        return PicoIndex.create(folder, retriever, **options, client=client)
+    index = PicoIndex.open(folder, retriever, client=client)
+    wanted = {"dtype": dtype, "token_merging": token_merging}
+    for name, value in index.storage.items():
+        if wanted[name] not in (None, value):
+            index.close()
+            raise ValueError(
+                f"`{name}` of the index {str(folder)!r}, which is there already, is {value!r}, got "
+                f"{wanted[name]!r}. Leave it out, or name another index."
+            )
+    return index
 
 
 def _raise_together(together: Processes, error: Exception | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.search.add_report import AddReport
+from pico_hf.search.copying import copy_whole
 from pico_hf.search.encoding import IndexEncoder, check_features
 from pico_hf.search.fingerprint import check_same_encoder
 from pico_hf.search.hits import hits_of
@@ -163,6 +163,12 @@ class PicoIndex:
         return other
 
     @property
+    def storage(self) -> dict[str, Any]:
+        """`dtype` and `token_merging` that it was made with."""
+        facts = self._store.facts
+        return {"dtype": facts["dtype"], "token_merging": facts["merging"]}
+
+    @property
     def place(self) -> str:
         """Folder or address of the index, as `open` takes it."""
         return self._store.place
@@ -181,20 +187,8 @@ class PicoIndex:
         Raises:
             ValueError: If the folder holds files.
         """
-        target = Path(folder)
-        partial = target.with_name(target.name + ".partial")
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"`folder` must be new or empty, got {str(target)!r}.")
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-        try:
-            copied = ImageStore.create(partial, self._store.facts)
-            for images in self._store.groups():
-                copied.change(images)
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        facts = self._store.facts
+        copy_whole(self._store, Path(folder), lambda new: ImageStore.create(new, facts))
 
     def refresh(self) -> None:
         """Takes over what other processes have changed."""
@@ -231,6 +225,13 @@ class PicoIndex:
         if record is None:
             raise KeyError(key)
         return payload_of(record)
+
+    def payloads(self) -> dict[str, Payload]:
+        """What is kept beside every image, by its id."""
+        keys = self._store.keys()
+        self._store.look_up(keys, [])
+        records = {key: self._store.record(key) for key in keys}
+        return {key: payload_of(own) for key, own in records.items() if own is not None}
 
     def add(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from json import JSONDecodeError
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from pico_hf.search.qdrant_points import (
 )
 
 FACTS = "pico_hf"  # under which a collection's metadata say what an index is
+SECONDS = 60  # for one answer; the client's own five are short for a group of images
 REQUEST_NUMBERS = 2**20  # of one upsert: about half of what a server takes by default
 
 
@@ -58,16 +60,24 @@ class ClientPoints:
         Raises:
             ValueError: If there is one that is no index.
         """
-        if not self._ask(self._client.collection_exists):
-            return None
-        metadata = self._ask(self._client.get_collection).config.metadata or {}
-        if FACTS not in metadata:
+        metadata = self.metadata()
+        if metadata is not None and FACTS not in metadata:
             raise ValueError(
                 f"The collection {self._place!r} is no index of pico_hf: its metadata do not say "
                 "which model made it. Name another collection; Qdrant before 1.16 keeps no "
                 "metadata."
             )
-        return metadata[FACTS]
+        return None if metadata is None else metadata[FACTS]
+
+    def metadata(self) -> dict[str, Any] | None:
+        """What is kept beside a collection; None if there is none."""
+        if not self._ask(self._client.collection_exists):
+            return None
+        return self._ask(self._client.get_collection).config.metadata or {}
+
+    def note(self, name: str, value: str) -> None:
+        """Keeps a text beside the collection, under a name of its metadata."""
+        self._ask(self._client.update_collection, metadata={name: value})
 
     def create(self, facts: dict[str, Any]) -> None:
         """Makes the collection; ValueError if there is one."""
@@ -170,6 +180,7 @@ class ClientPoints:
 
     def _ask(self, call: Callable[..., Any], **options: Any) -> Any:
         from grpc import RpcError
+        from pydantic import ValidationError
         from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
         try:
@@ -177,15 +188,27 @@ class ClientPoints:
         except UnexpectedResponse as error:
             reason = error.reason_phrase or error.status_code
             content = bytes(error.content or b"").decode(errors="replace")[:300]
+            key = error.status_code in (401, 403)
             raise OSError(
-                f"The Qdrant server refused {self._place!r} ({reason}: {content}). What it held "
-                "before is still there."
+                f"The Qdrant server refused {self._place!r} ({reason}: {content}). "
+                f"{'Set its key as QDRANT_API_KEY. ' if key else ''}What it held before is still "
+                "there."
+            ) from error
+        except (JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+            raise ConnectionError(
+                f"What answers at {self._place!r} is no Qdrant server: its answer cannot be read "
+                f"({_short(error)}). Correct the address."
             ) from error
         except (ApiException, RpcError, OSError) as error:
             raise ConnectionError(
-                f"No Qdrant server answers at {self._place!r} ({error}). Start it or correct the "
-                "address, and run the same call again; what was stored is still there."
+                f"No Qdrant server answers at {self._place!r} ({_short(error)}). Start it or "
+                "correct the address, and run the same call again; what was stored is still there."
             ) from error
+
+
+def _short(error: Exception) -> str:
+    """What is wrong, in one line that is not long."""
+    return " ".join(str(error).split())[:200]
 
 
 def _point(one: Any) -> Point:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pico_hf.search.checks import check_manifest
 from pico_hf.search.files import MANIFEST, new_folder, read_manifest, write_manifest
-from pico_hf.search.qdrant_client_points import ClientPoints, client_library
+from pico_hf.search.qdrant_client_points import SECONDS, ClientPoints, client_library
 from pico_hf.search.qdrant_edge_points import EdgePoints, edge_library
 from pico_hf.search.qdrant_points import Points
 
 EDGE = "qdrant-edge"  # what the manifest of a folder says
+MODEL = "pico_hf_model"  # what a collection's metadata may say besides
+_BARE = re.compile(r"[a-z+]+://.*|[\w.-]+:\d+(/.*)?", re.IGNORECASE)
 _NO_SHARDS: dict[str, Any] = {"next_shard": 1, "shards": []}  # of an index in files
 
 
@@ -27,8 +30,19 @@ class QdrantPlace(NamedTuple):
 
 
 def is_url(place: Any) -> bool:
-    """Whether an index is on a server."""
-    return isinstance(place, str) and place.startswith(("http://", "https://"))
+    """Whether an index is on a server.
+
+    Raises:
+        ValueError: If it reads like an address and does not begin as one.
+    """
+    if not isinstance(place, str) or place.startswith(("http://", "https://")):
+        return isinstance(place, str)
+    if _BARE.fullmatch(place) and not os.path.exists(place):
+        raise ValueError(
+            f"The address of a collection begins with http:// or https://, got {place!r}. Write "
+            "it as http://localhost:6333/photos, or a folder as ./NAME."
+        )
+    return False
 
 
 def is_there(place: Any, client: Any = None) -> bool:
@@ -36,6 +50,22 @@ def is_there(place: Any, client: Any = None) -> bool:
     if client is None and not is_url(place):
         return (Path(place) / MANIFEST).is_file()
     return _on_server(place, client).facts() is not None
+
+
+def note_model(address: str, model: str) -> None:
+    """Keeps the name of the model that a collection is made with in its metadata."""
+    points = _on_server(address, None)
+    if (points.metadata() or {}).get(MODEL) != model:
+        points.note(MODEL, model)
+    points.close()
+
+
+def model_note(address: str) -> str | None:
+    """The name that `note_model` has kept; None without one, or without a collection."""
+    points = _on_server(address, None)
+    found = (points.metadata() or {}).get(MODEL)
+    points.close()
+    return None if found is None else str(found)
 
 
 def create_qdrant(place: Any, facts: dict[str, Any], client: Any = None) -> QdrantPlace:
@@ -122,9 +152,10 @@ def _on_server(place: Any, client: Any) -> ClientPoints:
     address, _, name = str(place).rstrip("/").rpartition("/")
     if address in ("http:/", "https:/") or not name:
         raise ValueError(
-            "`folder` must be the address of a collection, as 'http://localhost:6333/photos', got "
+            "The address of a collection ends in its name, as 'http://localhost:6333/photos', got "
             f"{place!r}. Add the name of a collection."
         )
     key = os.environ.get("QDRANT_API_KEY")
-    client = client_library().QdrantClient(url=address, api_key=key, check_compatibility=False)
+    options = {"check_compatibility": False, "timeout": SECONDS}
+    client = client_library().QdrantClient(url=address, api_key=key, **options)
     return ClientPoints(client, name, str(place), owned=True)

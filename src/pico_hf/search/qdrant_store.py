@@ -8,7 +8,7 @@ from typing import Any
 
 from pico_hf.search.payload import Filter, check_filter
 from pico_hf.search.qdrant_points import POOLED, SUMMARY, TOKENS, Condition, Point, Points, point_id
-from pico_hf.search.qdrant_view import QdrantView, pages, stored_image
+from pico_hf.search.qdrant_view import PAGE_RECORDS, QdrantView, pages, stored_image
 from pico_hf.search.shards import StoredImage, grouped
 
 Make = Callable[[dict[str, Any]], Points]
@@ -72,16 +72,19 @@ class QdrantStore:
         return self.view(None).keys()
 
     def look_up(self, keys: Sequence[str], paths: Sequence[str]) -> None:
-        """Two requests for all of them."""
+        """Asks for many at a time."""
         self.refresh()
-        if self._points is None:
+        points = self._points
+        if points is None:
             return
         self._records = dict.fromkeys(keys)
         self._owners = {path: [] for path in paths}
-        found = self._points.get([point_id(key) for key in keys]) if keys else []
+        names = [point_id(key) for key in keys]
+        parts = (names[n : n + PAGE_RECORDS] for n in range(0, len(names), PAGE_RECORDS))
+        found = [point for part in parts for point in points.get(part)]
         if paths:
             owned = Condition().having("paths", sorted(set(paths)))
-            found += [point for page in pages(self._points, owned) for point in page]
+            found += [point for page in pages(points, owned) for point in page]
         for point in found:
             key = point.payload["id"]
             self._records[key] = point.payload

@@ -56,7 +56,9 @@ class DataArguments:
     )
     validation_file: list[str] | None = field(
         default=None,
-        metadata={"help": "Likewise, dev split; default: a tenth of the training images."},
+        metadata={
+            "help": "Likewise, dev split; default: a tenth of the training images, ten at least."
+        },
     )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     caption_column: str | None = field(

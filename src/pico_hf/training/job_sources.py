@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ from pico_hf.hub.errors import plain_errors
 from pico_hf.lora import pico_lora_config
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.job_options import KNOBS, DataArguments, ModelArguments
+from pico_hf.training.splits import MIN_DEV_IMAGES
 
-HELD_OUT = 0.1  # of the images, where no dev split is named
+HELD_OUT = 0.1  # of the images, where no dev split is named, and MIN_DEV_IMAGES at least
 
 
 def load_job_model(
@@ -70,7 +72,11 @@ def load_job_splits(
 ) -> tuple[ImageTextDataset, dict[str, ImageTextDataset]]:
     """The training split and the dev split of the named files or data set.
 
-    Where training files are named and no others, a tenth of the images is held out as dev split.
+    Where training files are named and no others, a tenth of the images, and as many as a dev split
+    needs, are held out as dev split.
+
+    Raises:
+        ValueError: If there are too few of them for that.
     """
     columns = {
         name: getattr(args, name)
@@ -78,7 +84,12 @@ def load_job_splits(
     }
     train = load_split(args, args.train_file, "train", columns, args.max_train_samples)
     if args.train_file and not args.validation_file:
-        train, dev = hold_out(train, HELD_OUT, seed)
+        if len(train) < 2 * MIN_DEV_IMAGES:
+            raise ValueError(
+                f"`train_file` must have at least {2 * MIN_DEV_IMAGES} images, of which some are "
+                f"held out as dev split, got {len(train)}. Take more, or name a dev split."
+            )
+        train, dev = hold_out(train, HELD_OUT, seed, MIN_DEV_IMAGES)
         if args.max_eval_samples is not None:
             dev = dev.select(range(min(args.max_eval_samples, len(dev))))
     else:
@@ -96,13 +107,14 @@ def load_split(
     )
 
 
-def hold_out(rows: Any, share: float, seed: int = 0) -> tuple[Any, Any]:
+def hold_out(rows: Any, share: float, seed: int = 0, at_least: int = 1) -> tuple[Any, Any]:
     """Splits pairs in two; images of one identity stay together.
 
     Args:
         rows: What `load_image_text` gives.
         share: Of the identities that are held out, in (0, 1).
         seed: Decides which.
+        at_least: So many images are held out of a few.
 
     Returns:
         (the rest, what is held out).
@@ -110,6 +122,11 @@ def hold_out(rows: Any, share: float, seed: int = 0) -> tuple[Any, Any]:
     known = rows["image_id"]
     names = sorted(set(known))
     random.Random(seed).shuffle(names)
-    apart = set(names[: max(1, round(share * len(names)))])
+    wanted, images = max(1, round(share * len(names))), Counter(known)
+    apart: set[str] = set()
+    for name in names:
+        if len(apart) >= wanted and sum(images[own] for own in apart) >= at_least:
+            break
+        apart.add(name)
     rest = [row for row, name in enumerate(known) if name not in apart]
     return rows.select(rest), rows.select([r for r, name in enumerate(known) if name in apart])

@@ -151,7 +151,7 @@ def check_dev_split(split: ImageTextDataset) -> ImageTextDataset:
     if len(split) < MIN_DEV_IMAGES:
         raise ValueError(
             f"`eval_dataset` must have at least {MIN_DEV_IMAGES} images, got {len(split)}: with "
-            "fewer, R@10 is 100 % by chance and feedback is noise."
+            "fewer, R@10 is 100 % by chance and feedback is noise. Take more pairs as dev split."
         )
     typical = int(split.gallery.bincount().median())
     if typical < MIN_DEV_IMAGES:

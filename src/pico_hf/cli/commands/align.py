@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.options import CaptionColumn, ImageColumn
 
 PANEL = "Models"
 FEEDBACK_FROM = 64  # images; feedback from fewer is noise
@@ -25,8 +26,8 @@ def command(
         float | None,
         typer.Option(help="Share of the score that the pooled features begin with; CLIP: 1."),
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Default: found by its name.")] = None,
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs at a time.")] = 16,
 ) -> Answer:
     """Find columns that images and texts share in a few pairs of yours; nothing is trained.
@@ -69,14 +70,20 @@ def command(
         "rsum_after": after,
     }
     shown: list[Any] = [
-        f"Aligned by {values['images']} images, {values['dev_images']} more for feedback; column "
-        f"weights spread by {values['weight_std']:.3f}, {aligned.pooled_share:.0%} of the score is "
-        f"the pooled features': {output}"
+        f"Aligned by {values['images']} images; {_feedback(values['dev_images'])}. Column weights "
+        f"spread by {values['weight_std']:.3f}; pooled features give {aligned.pooled_share:.0%} of "
+        f"the score. Written to {output}"
     ]
     if tested is not None:
         rows_shown = [("before", f"{before:.1f}"), ("after", f"{after:.1f}")]
         shown.insert(0, Table(("rSum on the test pairs", "#"), rows_shown))
     return Answer(values, shown)
+
+
+def _feedback(images: int) -> str:
+    if images:
+        return f"{images} more gave feedback"
+    return f"without feedback, which takes {FEEDBACK_FROM} or more, or --dev"
 
 
 def _trainer(retriever: Any, folder: str, rows: Any, feedback: Any, batch_size: int) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,7 +20,10 @@ def command(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Folder, table or index of images; default: the embedded drawings."),
+        typer.Option(
+            help="Folder, table or index of images, also on a Qdrant server; default: the embedded "
+            "drawings."
+        ),
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")
@@ -31,6 +33,8 @@ def command(
     ] = False,
 ) -> Answer:
     """Search images on a page in the browser, and see why each was found.
+
+    pico-hf demo outputs/aligned --images photos
 
     The page is served to this machine alone until ^C, and asks no other host for anything. Without
     arguments, in a checkout: the embedded drawings, with the model of `make demo`, which is trained
@@ -63,19 +67,22 @@ def demo_page(
     """
     import matplotlib  # noqa: F401  # heat maps need it: better said now than at the first click
 
+    from pico_hf.cli.indexes import model_of
     from pico_hf.demo.finder import Finder, add_images
     from pico_hf.demo.library import gradio
     from pico_hf.demo.page import build_page
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
+    from pico_hf.search.qdrant_places import is_there, is_url
 
     gradio()  # what is missing is said before minutes of work
     source = _images(images)
-    stored = Path(source, "index.json").is_file()
-    rows = None if stored else _rows(source)
-    retriever = PicoRetriever.from_pretrained(_model(model, source if stored else None))
-    if stored:
-        return build_page(Finder(PicoIndex.open(source, retriever, verify=False)))
+    if is_url(source) or is_there(source):
+        name = model_of(source, None if model is None else os.fspath(model))
+        opened = PicoIndex.open(source, PicoRetriever.from_pretrained(name), verify=False)
+        return build_page(Finder(opened))
+    rows = _rows(source)
+    retriever = PicoRetriever.from_pretrained(_model(model))
     index = PicoIndex.create(None, retriever)
     return build_page(Finder(index, add_images(index, rows)))
 
@@ -101,13 +108,12 @@ def _images(given: str | os.PathLike | None) -> str:
     return os.fspath(found)
 
 
-def _model(given: str | os.PathLike | None, index: str | None) -> str:
-    """The model that is named, that of an index, or the embedded one, trained if need be."""
-    from pico_hf.cli.sources import model_of
+def _model(given: str | os.PathLike | None) -> str:
+    """The model that is named, or the embedded one, trained if need be."""
     from pico_hf.demo.embedded import embedded_images, embedded_model, train_embedded
 
-    if given is not None or index is not None:
-        return model_of(index or "", None if given is None else os.fspath(given))
+    if given is not None:
+        return os.fspath(given)
     if embedded_images() is None:
         raise Failed("Name a model: pico-hf demo MODEL --images FOLDER")
     if (found := embedded_model()) is None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.options import CaptionColumn, ImageColumn, Split
 
 PANEL = "Models"
 
@@ -20,9 +21,9 @@ def command(
         list[str] | None,
         typer.Option("--mteb", metavar="TASK", help="Run this task of mteb instead; repeatable."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of a named data set.")] = "test",
-    image_column: Annotated[str | None, typer.Option(help="Default: found by its type.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Default: found by its name.")] = None,
+    split: Split = "test",
+    image_column: ImageColumn = None,
+    caption_column: CaptionColumn = None,
     image_id_column: Annotated[
         str | None, typer.Option(help="Images of one value do not compete.")
     ] = None,
@@ -33,6 +34,8 @@ def command(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 32,
 ) -> Answer:
     """Rank pairs that took no part in training: R@1, 5, 10 both ways, and their sum.
+
+    pico-hf evaluate outputs/mine test.parquet
 
     Three rows: the encoder's own pooled cosine, its tokens with equal weights (w = 1), and the
     model as it is.

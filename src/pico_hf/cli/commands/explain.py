@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pico_hf.cli.answers import Answer, Table
+from pico_hf.cli.answers import Answer, Table, say_if_cut
+from pico_hf.cli.options import Base
 
 PANEL = "Search"
 
@@ -24,19 +25,22 @@ def command(
     processor: Annotated[
         str | None, typer.Option(help="Folder or repository, if the model's has none.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="For an adapter that does not name its base.")
-    ] = None,
+    base: Base = None,
 ) -> Answer:
     """Draw why an image and a caption match: heat maps, and what carried the score.
+
+    pico-hf explain outputs/aligned photo.jpg "a dog on a beach" --output why.png
 
     Parts of the words, of all patches together and of the pooled features sum to the score; so do
     the parts of all columns.
     """
+    from pico_hf.data.collator import PicoCollator
     from pico_hf.explanation import explain
     from pico_hf.model_and_processor import model_and_processor
 
-    explanation = explain(*model_and_processor(model, processor, base=base), image, caption)
+    network, own = model_and_processor(model, processor, base=base)
+    explanation = explain(network, own, image, caption)
+    say_if_cut(caption, PicoCollator(own, config=network.config).max_length)
     explanation.save(output)
     parts = explanation.weighted
     words = list(zip(explanation.words, parts.words.tolist(), strict=True))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed
+from pico_hf.cli.options import Base
 
 PANEL = "Models"
 
@@ -26,11 +27,11 @@ def command(
     fold: Annotated[
         bool, typer.Option("--fold", help="Fold the column weights into the last projections.")
     ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="For an adapter that does not name its base.")
-    ] = None,
+    base: Base = None,
 ) -> Answer:
     """Write the plain encoder or ONNX graphs, and the processor if there is one.
+
+    pico-hf export outputs/mine outputs/plain --fold
 
     Lost with the plain encoder are the late interaction, the trained scale and, without --fold, the
     column weights. Folded dot products of features, as the projections give them, are the weighted

@@ -9,41 +9,55 @@ from typing import Annotated, Any
 import typer
 
 from pico_hf.cli.answers import Answer, Failed, Table
+from pico_hf.cli.options import Base
 
 PANEL = "Models"
 
 
 def command(
     source: Annotated[
-        str, typer.Argument(help="Model (a folder or repository) or index (a folder).")
+        str,
+        typer.Argument(help="Model (a folder or repository) or index (a folder or an address)."),
     ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Of an index: read every byte and find any damage.")
     ] = False,
-    base: Annotated[
-        str | None, typer.Option(help="For an adapter that does not name its base.")
-    ] = None,
+    base: Base = None,
 ) -> Answer:
     """Tell what a model or an index is: encoder, columns, weights, fingerprint, sizes."""
-    if Path(source, "index.json").is_file():
-        values = index_facts(source, verify)
+    from pico_hf.cli.index_facts import index_facts
+    from pico_hf.cli.indexes import noted_model
+    from pico_hf.search.qdrant_places import is_there, is_url
+
+    if is_url(source) or is_there(source):
+        try:
+            model = noted_model(source)
+        except Failed:  # what else it is can be told
+            model = None
+        values = index_facts(source, model, verify)
     elif os.path.isdir(source) and not any(
         Path(source, name).is_file() for name in ("config.json", "adapter_config.json")
     ):
         raise Failed(f"{source!r} holds neither a model (config.json) nor an index (index.json).")
     else:
         values = model_facts(source, base)
-    rows = [(name.replace("_", " "), _cell(value)) for name, value in values.items()]
+    told = {name: value for name, value in values.items() if value is not None}
+    rows = [(name.replace("_", " "), _cell(value, name)) for name, value in told.items()]
     return Answer(values, [Table(("", source), rows)])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, name: str = "") -> str:
+    if name == "bytes":
+        return f"{value / 1e6:,.1f} MB"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(own)}" for key, own in value.items())
+        between = "\n" if name == "fingerprint" else ", "
+        return between.join(f"{key} {_cell(own)}" for key, own in value.items())
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "none"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     return "yes" if value is True else "no" if value is False else str(value)
 
 
@@ -54,6 +68,7 @@ def model_facts(source: str, base: str | None = None) -> dict[str, Any]:
         source: Folder or repository.
         base: For an adapter that does not name its base.
     """
+    from pico_hf.cli.index_facts import folder_bytes
     from pico_hf.encoders.projection_modules import projection_parameters
     from pico_hf.hub.fingerprint import encoder_fingerprint
     from pico_hf.modeling_pico import PicoModel
@@ -77,50 +92,6 @@ def model_facts(source: str, base: str | None = None) -> dict[str, Any]:
         "loss": model.config.loss,
         "parameters": sum(part.numel() for part in model.parameters()),
         "type": str(model.dtype).removeprefix("torch."),
-        "bytes": _folder_bytes(source) if os.path.isdir(source) else None,
+        "bytes": folder_bytes(source) if os.path.isdir(source) else None,
         "fingerprint": encoder_fingerprint(model.encoder, projection_parameters(model.encoder)),
     }
-
-
-def index_facts(source: str, verify: bool = False) -> dict[str, Any]:
-    """What an index is; no model is loaded.
-
-    Args:
-        source: Its folder.
-        verify: True reads every byte.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
-    from pico_hf.cli.answers import Failed
-    from pico_hf.cli.sources import model_of
-    from pico_hf.search.store import ImageStore
-
-    store = ImageStore(Path(source), verify=verify)
-    facts, encoder = store.manifest, store.manifest["encoder"] or {}
-    try:
-        model: str | None = model_of(source, None)
-    except Failed:
-        model = None
-    living = store.alive.nonzero().flatten().tolist()
-    fields = sorted({field for row in living for field in store.records[row]["payload"]})
-    return {
-        "kind": "index",
-        "images": len(living),
-        "deleted": len(store.alive) - len(living),
-        "without_pooled_feature": int((~store.known[living]).sum()),
-        "columns": facts["width"],
-        "storage": facts["dtype"],
-        "token_merging": facts["merging"],
-        "shards": len(facts["shards"]),
-        "bytes": _folder_bytes(source),
-        "model": model,
-        "encoder": encoder.get("model_type"),
-        "fields": fields,
-        "verified": verify,
-        "fingerprint": encoder.get("tower"),
-    }
-
-
-def _folder_bytes(folder: str) -> int:
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -37,6 +37,8 @@ def command(
 ) -> Answer:
     """Upload a model, its processor, model card and plots to the Hub.
 
+    pico-hf push outputs/mine me/my-model --private
+
     Of a run's folder the checkpoints, the optimizer and the pickled arguments stay here. The token
     is that of `hf auth login` or HF_TOKEN. A Space holds the model, its images and the code of the
     page.

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pico_hf.cli.answers import Answer, Failed, Table, say
+from pico_hf.cli.answers import Answer, Failed, Table, say_if_cut
+from pico_hf.cli.options import Index
 
 PANEL = "Search"
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -35,7 +36,7 @@ class Scan(StrEnum):
 
 
 def command(
-    index: Annotated[str, typer.Argument(help="Folder of the index.")],
+    index: Index,
     queries: Annotated[
         list[str] | None,
         typer.Argument(metavar="QUERY...", help="Texts in quotes, or files of images."),
@@ -74,12 +75,13 @@ def command(
 
     pico-hf search photos.index "a dog on a beach" --html found.html
     """
-    from pico_hf.cli.sources import model_of
+    from pico_hf.cli.indexes import model_of
+    from pico_hf.data.image_files import short
     from pico_hf.retriever import PicoRetriever
     from pico_hf.search.index import PicoIndex
 
-    if html is not None and os.path.isdir(html):
-        raise Failed(f"`--html` must be a file, got the folder {html!r}.")
+    if html is not None and os.path.exists(html) and not os.path.isfile(html):
+        raise Failed(f"`--html` must be a file, got {html!r}, which is a folder or a device.")
     asked = [*(queries or []), *_lines(queries_file)]
     if not asked:
         raise Failed("Give a query: a text in quotes or a file of an image.")
@@ -102,7 +104,7 @@ def command(
         write_page(html, results)
     shown: list[str | Table] = []
     for text, hits in results:
-        shown += [text] if len(results) > 1 else []
+        shown += [short(text)] if len(results) > 1 else []
         rows = [(n, f"{hit.score:.4f}", hit.path or hit.id) for n, hit in enumerate(hits, 1)]
         shown.append(
             Table(("#", "#score", "image"), rows) if rows else "no image passes the filter"
@@ -114,9 +116,8 @@ def command(
 def _timed(opened: Any, query: Any, options: dict[str, Any]) -> tuple[list[Any], dict[str, float]]:
     """The hits of one query, and seconds of its encoding and of the search after it."""
     retriever = opened.retriever
-    longest, words = retriever.collate.max_length, len(str(query).split())
-    if isinstance(query, str) and words > longest:
-        say(f"a query has {words} words: what is beyond {longest} tokens is not read.")
+    if isinstance(query, str):
+        say_if_cut(query, retriever.collate.max_length)
     start = time.perf_counter()
     encode = retriever.encode_texts if isinstance(query, str) else retriever.encode_images
     features = encode([query])

@@ -37,7 +37,7 @@ def command(
     pairs: Annotated[
         list[str],
         typer.Argument(
-            metavar="PAIRS... [--OPTION VALUE]...",
+            metavar="PAIRS",
             help="Tables of images and captions, an imagefolder, the name of a data set, or one "
             "YAML or JSON file of options.",
         ),
@@ -47,7 +47,7 @@ def command(
     ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of the trained model.")] = None,
     dev: Annotated[
-        str | None, typer.Option(help="Dev split; default: a tenth of the images is held out.")
+        str | None, typer.Option(help="Dev split; default: a tenth of the images, ten at least.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the pairs; default: 3.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs per step; default: 128.")] = None,
@@ -144,6 +144,7 @@ def run_job(
     """
     from transformers import set_seed
 
+    from pico_hf.cli.progress import show_short_log
     from pico_hf.core.state import MOST_POOLED
     from pico_hf.training.job_sources import load_job_model, load_job_splits
     from pico_hf.training.trainer import PicoTrainer
@@ -160,6 +161,7 @@ def run_job(
     start = load_model or load_job_model
     model, data["processing_class"] = start(model_args)
     trainer = PicoTrainer(model, args, **data)
+    show_short_log(trainer)
     share = trainer.pico_model.pooled_share
     results: Results = {}
     if args.do_train and args.do_eval and share == 1:
