@@ -179,12 +179,16 @@ def fuzz(inputs: int, seed: int, root: Path, wanted: list[str], minutes: float) 
     jobs.sort(key=lambda job: job[1] // 50)  # every target comes to its turn early
     results: list[Any] = []
     end = time.monotonic() + 60 * minutes
+    shown = 0
     for start in range(0, len(jobs), BATCH):
         if time.monotonic() > end:
             break
         supervise(jobs[start : start + BATCH], seed, root, results)
-        faults = sum(kind == "fault" for _, _, kind, _ in results)
-        print(f"{len(results)} of {len(jobs)} inputs, {faults} faults", file=sys.stderr, flush=True)
+        faults = [result for result in results if result[2] == "fault"]
+        for name, number, _, text in faults[shown:]:
+            print(f"{name}:{number} {text}", file=sys.stderr)
+        shown = len(faults)
+        print(f"{len(results)} of {len(jobs)} inputs, {shown} faults", file=sys.stderr, flush=True)
     return results
 
 

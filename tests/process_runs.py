@@ -80,6 +80,8 @@ def result(trainer: Any, before: torch.Tensor) -> dict[str, torch.Tensor]:
     """Weights and how far they went, losses, metrics, and every buffer."""
     history = trainer.state.log_history
     losses = [entry["loss"] for entry in history if "loss" in entry]
+    directions = ("loss_image_to_text", "loss_text_to_image")
+    parts = [[entry.get(name, 0.0) for name in directions] for entry in history if "loss" in entry]
     metrics = [
         value
         for entry in history
@@ -93,6 +95,7 @@ def result(trainer: Any, before: torch.Tensor) -> dict[str, torch.Tensor]:
         "weights": weights,
         "moved": (weights - before).abs().max(),
         "losses": torch.tensor(losses),
+        "parts": torch.tensor(parts),
         "metrics": torch.tensor(metrics),
     } | {f"buffer {name}": buffer for name, buffer in state.items()}
 

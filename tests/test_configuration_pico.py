@@ -22,9 +22,12 @@ def test_a_misspelt_key_is_refused_with_the_name_that_was_meant():
         ({"num_prototypes": 0}, "`num_prototypes` must be an integer >= 1, got 0"),
         ({"num_prototypes": 2.5}, "`num_prototypes` must be an integer >= 1, got 2.5"),
         ({"probe_size": 1}, "`probe_size` must be an integer >= 2, got 1"),
-        ({"feedback_temperature": 0.0}, "`feedback_temperature` must be a number > 0, got 0.0"),
-        ({"margin": -0.1}, "`margin` must be a number > 0, got -0.1"),
-        ({"margin": "wide"}, "`margin` must be a number > 0, got 'wide'"),
+        (
+            {"feedback_temperature": 0.0},
+            "`feedback_temperature` must be a number > 0 and at most 1000000",
+        ),
+        ({"margin": -0.1}, "`margin` must be a number > 0 and at most 1000000, got -0.1"),
+        ({"margin": "wide"}, "`margin` must be a number > 0 and at most 1000000, got 'wide'"),
         ({"loss": "triplet"}, "`loss` must be one of hinge, infonce, sigmoid, got 'triplet'"),
         ({"column_dropout": 1.0}, r"`column_dropout` must be in \[0, 1\), got 1.0"),
         (

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from pico_hf import PicoIndex, PicoModel, PicoPrototypes, load_image_text
-from pico_hf.core.token_features import TokenFeatures
+from pico_hf.core.token_features import TokenFeatures, unit_length
 from pico_hf.data.checking import checked_rows
+from pico_hf.data.image_sizes import check_image_sizes
 from pico_hf.data.raw_inputs import caption_rows, image_list, image_rows, text_list
 from pico_hf.data.token_store import TokenStore
+from pico_hf.encoders.check import try_encoder
 from pico_hf.hub.errors import plain_build
+from pico_hf.lora import load_adapter_model, pico_lora_config, save_adapter
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.search.files import _digest, file_digest
 from pico_hf.training.cache_folder import cache_entries, clear_cache
 from pico_hf.training.resuming import _check_state
-from saved_files import edit_json, refusal
-from tiny import tiny_processor, tiny_refined
+from saved_files import edit_json, edit_tensors, refusal
+from tiny import tiny_encoder, tiny_inputs, tiny_processor, tiny_refined
 
 # ---- configurations --------------------------------------------------------------------------
 
@@ -51,6 +57,102 @@ def test_a_switch_that_is_none_is_refused_before_it_is_met(model, value):
     assert "output_hidden_states" in refusal(lambda: PicoModel.from_pretrained(model))
 
 
+@pytest.mark.parametrize(
+    ("tower", "key", "value"),
+    [
+        ("text_config", "layer_norm_eps", None),
+        ("text_config", "eos_token_id", None),
+        ("text_config", "output_hidden_states", [[]]),
+        ("vision_config", "layer_norm_eps", None),
+        ("vision_config", "num_channels", 4),
+    ],
+)
+def test_a_setting_that_is_met_in_a_call_only_is_refused_when_a_model_is_loaded(
+    tower, key, value, model, monkeypatch
+):
+    def late(*_, **__):
+        raise AssertionError("the weights were read into a model")
+
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", late)
+    config = json.loads((model / "config.json").read_text())
+    config["encoder_config"][tower][key] = value
+    edit_json(model / "config.json", **config)
+    assert str(model) in refusal(lambda: PicoModel.from_pretrained(model))
+
+
+def test_a_call_that_needs_numbers_is_not_tried():
+    """What SigLIP 2 and ALIGN decide by the numbers of a tensor cannot be known without them."""
+    for name in ("siglip2", "align", "clip"):
+        encoder = tiny_encoder(name).to("meta")
+        try_encoder(encoder)
+    encoder.text_model.final_layer_norm.eps = None
+    with pytest.raises(TypeError, match="eps"):
+        try_encoder(encoder)
+
+
+@pytest.mark.parametrize("name", ["margin", "feedback_temperature"])
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan")])
+def test_a_number_beyond_any_use_is_refused(name, value, model):
+    edit_json(model / "config.json", **{name: value})
+    assert f"`{name}` must be a number" in refusal(lambda: PicoModel.from_pretrained(model))
+
+
+def test_a_long_value_of_a_configuration_is_not_repeated(model):
+    edit_json(model / "config.json", probe_size="x" * 5000)
+    assert len(refusal(lambda: PicoModel.from_pretrained(model))) < 600
+
+
+# ---- numbers that overflow -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value"), [("logit_scale", 89.0), ("logit_bias", 3e38)])
+def test_logits_that_can_be_no_numbers_are_refused_when_a_model_is_loaded(name, value, model):
+    edit_tensors(model / "model.safetensors", **{f"pair_logits.{name}": torch.tensor(value)})
+    assert f"`{name}` must lie between" in refusal(lambda: PicoModel.from_pretrained(model))
+
+
+def test_logits_of_an_adapter_that_can_be_no_numbers_are_refused(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = PicoModel.from_pretrained(model)
+    save_adapter(peft.get_peft_model(base, pico_lora_config(base)), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    (name,) = (name for name in load_file(path) if name.endswith("logit_scale"))
+    edit_tensors(path, **{name: torch.tensor(300.0)})
+    load = partial(load_adapter_model, tmp_path / "adapter", base=model)
+    assert "`logit_scale` must lie between" in refusal(load)
+
+
+def test_an_adapter_that_makes_weights_overflow_is_refused(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = PicoModel.from_pretrained(model)
+    save_adapter(peft.get_peft_model(base, pico_lora_config(base)), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    name, value = next((n, v) for n, v in load_file(path).items() if "lora_B" in n)
+    edit_tensors(path, **{name: torch.full_like(value, 3e38)})
+    load = partial(PicoModel.from_pretrained, tmp_path / "adapter", base=model)
+    assert "cannot be merged" in refusal(load)
+
+
+@pytest.mark.parametrize("huge", [torch.inf, torch.nan, 3e38])
+@pytest.mark.parametrize("part", ["tokens", "pooled"])
+def test_features_without_a_length_are_refused(part, huge):
+    """Divided by an infinite length they would be zeros, which look like features."""
+    values = {"tokens": torch.ones(2, 3, 4), "pooled": torch.ones(2, 4)}
+    mask = torch.ones(2, 3).bool()
+    unit_length(values["tokens"], mask, "image", values["pooled"])
+    values[part][1, ..., 0] = huge
+    call = partial(unit_length, values["tokens"], mask, "image", values["pooled"])
+    assert "image features contain NaN or infinity" in refusal(call)
+
+
+def test_weights_that_overflow_in_a_forward_pass_are_refused_there(model):
+    name = "encoder.visual_projection.weight"
+    weights = load_file(model / "model.safetensors")[name]
+    edit_tensors(model / "model.safetensors", **{name: torch.full_like(weights, 3e38)})
+    loaded = PicoModel.from_pretrained(model)
+    assert "image features contain NaN" in refusal(lambda: loaded(**tiny_inputs()))
+
+
 def test_a_value_error_of_others_gets_the_name_of_what_is_read():
     said = r"'here' cannot be built .*invalid literal"
     with pytest.raises(ValueError, match=said), plain_build("here"):
@@ -74,6 +176,8 @@ def test_content_is_not_repeated_at_length(model):
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5]}),
         ("preprocessor_config.json", {"image_std": [0.0, 0.0, 0.0]}),
         ("preprocessor_config.json", {"size": "large"}),
+        ("preprocessor_config.json", {"size": {"height": 32_000_000, "width": 32}}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 10**9}}),
         ("tokenizer_config.json", {"eos_token": [3]}),
         ("tokenizer.json", {"model": 3}),
     ],
@@ -89,6 +193,27 @@ def test_a_processor_that_cannot_work_is_refused_by_name(file, changes, model, t
     edit_json(path, **changes)
     live = PicoModel.from_pretrained(model)
     assert str(folder) in refusal(lambda: model_and_processor(live, folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({"size": {"height": 2048, "width": 2048}}, True),
+        ({"size": {"height": 2048, "width": 2049}}, False),
+        ({"size": {"shortest_edge": 3136, "longest_edge": 12_845_056}}, False),
+        ({"size": {"shortest_edge": 56, "longest_edge": 12_845_056}}, True),
+        ({"crop_size": 2049}, False),
+        ({"size_divisor": 10**9}, False),
+        ({"size": {"height": 1e300, "width": 1}}, False),
+        ({"size": None, "do_resize": True, "resample": 10**9}, True),
+    ],
+)
+def test_sizes_of_processors_have_a_budget(settings, taken):
+    processor = SimpleNamespace(to_dict=lambda: settings)
+    if taken:
+        check_image_sizes(processor)
+    else:
+        assert "4194304 pixels" in refusal(lambda: check_image_sizes(processor))
 
 
 def test_a_whole_processor_is_taken(model, tmp_path):
@@ -112,6 +237,8 @@ STATE = {"global_step": 3, "epoch": 1.0, "log_history": [], "best_metric": 2.0}
         {"global_step": 2**70},
         {"log_history": "x"},
         {"best_metric": float("nan")},
+        {"best_metric": float("inf")},
+        {"best_metric": 10**400},
         {"best_metric": "best"},
     ],
 )

@@ -108,6 +108,7 @@ def test_several_processes_end_with_the_weights_of_one(results, processes, name)
     assert float(one["moved"]) > 100 * TOLERANCE
     assert float((every[0]["weights"] - one["weights"]).abs().max()) <= TOLERANCE
     torch.testing.assert_close(every[0]["losses"], one["losses"], rtol=3e-4, atol=1e-4)
+    torch.testing.assert_close(every[0]["parts"], one["parts"], rtol=3e-4, atol=1e-4)
 
 
 @pytest.mark.slow

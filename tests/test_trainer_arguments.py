@@ -84,7 +84,9 @@ def test_a_refused_argument_is_named_with_the_reason_of_the_table(tmp_path, name
 def test_sharding_that_a_launcher_asks_for_is_refused_on_a_cpu_too(tmp_path, monkeypatch):
     args, name = tiny_args(tmp_path), "ACCELERATE_USE_DEEPSPEED"
     monkeypatch.setenv(name, "true")
-    with pytest.raises(ValueError, match=rf"`accelerate launch` asks for \w+ \(`{name}`\): whole"):
+    with pytest.raises(
+        ValueError, match=rf"`accelerate launch` asks for \w+ \(`{name}`\): its checkpoints"
+    ):
         check_arguments(args)
     monkeypatch.setenv(name, "false")
     check_arguments(args)

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from pico_hf.core.losses import LOSSES
 from pico_hf.core.state import SOURCES
 
+_LARGEST = 1e6  # of numbers that losses and weights are computed with
 # Fields that belong to prototypes: files of prototypes alone have them under the same names.
 PROTOTYPE_FIELDS = ("num_prototypes", "probe_size", "estimators", "feedback_temperature")
 
@@ -32,12 +33,13 @@ class PicoConfig(PreTrainedConfig):
             training. `"canonical"`: columns that both modalities share and their weights, and
             `"pooled"`: how much of the score the encoder's own pooled vectors are, both when
             training is over. See `pico_hf.core.estimators`.
-        feedback_temperature: τ of the normalised gain, in rSum points, > 0.
+        feedback_temperature: τ of the normalised gain, in rSum points, in (0, 1e6].
         fallback_widths: Widths of image hidden states, text hidden states and common space, if
             the model learns projections for an architecture without token features of its own.
             `PicoModel.from_encoder(…, fallback_projection=True)` sets it.
         loss: Training loss, a key of `pico_hf.core.losses.LOSSES`.
-        margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), > 0.
+        margin: Margin of the hinge loss, in units of the score (which lies in [-2, 2]), in
+            (0, 1e6].
         column_dropout: Share of columns of the image tower's output that are left out of an
             image in training, in all its patches at once, in [0, 1): projections then lean on no
             column alone, whether it carries semantics or style.
@@ -87,8 +89,10 @@ class PicoConfig(PreTrainedConfig):
         _at_least("probe_size", self.probe_size, 2)
         for name in ("feedback_temperature", "margin"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"`{name}` must be a number > 0, got {value!r}.")
+            if not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+                raise ValueError(
+                    f"`{name}` must be a number > 0 and at most {_LARGEST:.0f}, got {value!r}."
+                )
         if not 0 <= self.column_dropout < 1:
             raise ValueError(f"`column_dropout` must be in [0, 1), got {self.column_dropout!r}.")
         if not isinstance(self.keep_special_tokens, bool):

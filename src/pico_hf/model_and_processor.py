@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from pico_hf.data.collator import PicoCollator
-from pico_hf.hub.errors import plain_build, plain_errors
+from pico_hf.hub.errors import plain_build, plain_errors, shortened
 from pico_hf.modeling_pico import PicoModel
 
 
@@ -62,13 +62,17 @@ def load_processor(path: str | os.PathLike, config: Any) -> Any:
     with plain_errors(path), plain_build(path, "processor's files"):
         processor = AutoProcessor.from_pretrained(path)
         grey = Image.new("RGB", (64, 48), (128, 128, 128))
-        collate = PicoCollator(processor, config=config)
         try:
-            batch = collate([{"image": grey, "caption": "a"}])
+            batch = PicoCollator(processor, config=config)([{"image": grey, "caption": "a"}])
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, no Exception
+            # A panic of the tokenizers' Rust is no Exception; so small an image fills no memory.
+            told = isinstance(error, ValueError | MemoryError)
+            if not told and type(error).__name__ != "PanicException":
                 raise
-            raise ValueError(f"the tokenizer's files cannot be right: {error}") from error
+            raise ValueError(
+                f"The processor's files of '{os.fspath(path)}' cannot be right "
+                f"({type(error).__name__}: {shortened(error)})."
+            ) from error
     for name, values in batch.items():
         if not bool(torch.isfinite(values).all()):
             raise ValueError(

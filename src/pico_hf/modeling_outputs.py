@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from pico_hf.core.losses import contrastive_loss
+from pico_hf.core.losses import contrastive_parts
 from pico_hf.core.token_features import TokenFeatures
 
 
@@ -26,6 +26,8 @@ class PicoOutput(ModelOutput):
         logits_per_text: (texts, images), the transpose.
         image_features: Token features of the images.
         text_features: Token features of the texts.
+        loss_parts: What `loss` is the sum of, by its names in
+            `pico_hf.core.losses.contrastive_parts`, without gradients; None where `loss` is.
     """
 
     loss: torch.FloatTensor | None = None
@@ -33,6 +35,7 @@ class PicoOutput(ModelOutput):
     logits_per_text: torch.FloatTensor | None = None
     image_features: TokenFeatures | None = None
     text_features: TokenFeatures | None = None
+    loss_parts: dict[str, torch.FloatTensor] | None = None
 
 
 def pair_output(
@@ -58,7 +61,10 @@ def pair_output(
     scores = (scorer or model.score)(images, texts)
     logits = model.pair_logits(scores)
     loss: Any = None
+    parts: Any = None
     if return_loss and scores.shape[0] == scores.shape[1] > 1:
         options = {"margin": model.config.margin, "ramp": loss_ramp}
-        loss = contrastive_loss(model.config.loss, scores, logits, image_ids, **options)
-    return PicoOutput(loss, logits, logits.t(), images, texts)
+        terms = contrastive_parts(model.config.loss, scores, logits, image_ids, **options)
+        loss = sum(terms.values())
+        parts = {name: term.detach() for name, term in terms.items()}
+    return PicoOutput(loss, logits, logits.t(), images, texts, parts)

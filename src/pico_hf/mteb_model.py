@@ -9,12 +9,12 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pico_hf.core.modes import evaluation_mode
 from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.collator import PicoCollator
+from pico_hf.data.progress import progress_bar
 from pico_hf.model_and_processor import model_and_processor
 from pico_hf.modeling_pico import PicoModel
 from pico_hf.training.encoding import encode_batch
@@ -187,7 +187,7 @@ class PicoMteb:
     ) -> Iterator[TokenFeatures]:
         silent = not options.get("show_progress_bar", True)
         with evaluation_mode(self.model):
-            for batch in tqdm(batches, desc="Encoding", disable=silent):
+            for batch in progress_bar(batches, "Encoding", hidden=silent):
                 yield self._encoded(batch)
 
     def _encoded(self, batch: dict[str, Any]) -> TokenFeatures:

@@ -155,7 +155,7 @@ class PicoRetriever:
             self._packed(images, self._packed_images, image_list),
             self._packed(texts, self._packed_texts, text_list),
         )
-        return packed_scores(self.model, *sides)
+        return packed_scores(self.model, *sides, show_progress=self.show_progress)
 
     def rank(
         self, images: Any, texts: Any, top_k: int = 10, *, by: str = "text"

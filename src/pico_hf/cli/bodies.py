@@ -62,6 +62,10 @@ class Bodies:
         import_module("pico_hf.registration")
         from transformers.utils import logging as transformers_logging
 
+        from pico_hf.data.progress import bars_are_shown, choose_bars
+
+        # Bars of what takes long; those of loading and saving a model only flicker.
+        choose_bars(bars_are_shown())
         transformers_logging.disable_progress_bar()
         # Said of every machine without a GPU, and there is nothing to do about it.
         warnings.filterwarnings("ignore", message="'pin_memory' argument is set")

@@ -24,6 +24,7 @@ class EncodedSplit:
         image_rows: (images,) row of each image in `ImageTextDataset.images()`; None = the same.
         caption_rows: (texts,) row of each text in `ImageTextDataset.captions()`; None = the same.
         processes: All hold the split and share the work of scoring it.
+        shows_progress: Whether scoring it shows a progress bar.
     """
 
     images: PackedTokens
@@ -34,6 +35,7 @@ class EncodedSplit:
     image_rows: Tensor | None = None
     caption_rows: Tensor | None = None
     processes: Processes = ALONE
+    shows_progress: bool = False
 
     def rows_of_images(self) -> Tensor:
         """(images,) row of each image in `ImageTextDataset.images()`, on the CPU."""

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 # What scores, in [-2, 2], are multiplied by before anything is learned. In short runs the scale
 # hardly moves, and with 1 InfoNCE learns next to nothing.
 START_SCALE = 10.0
+# Beyond any training (CLIP and SigLIP stay below 5 and 20), and fp32 is far from overflow.
+_LARGEST_LOG_SCALE, _LARGEST_BIAS = 30.0, 1e6
 
 
 class PairLogits(nn.Module):
@@ -35,6 +37,16 @@ class PairLogits(nn.Module):
             after: The share from now on.
         """
         self.logit_scale.add_(math.log((2.0 - before) / (2.0 - after)))
+
+    def check(self) -> None:
+        """Raises ValueError if logits of scores in [-2, 2] can be no numbers."""
+        largest = {"logit_scale": _LARGEST_LOG_SCALE, "logit_bias": _LARGEST_BIAS}
+        for name, value in self.named_parameters(recurse=False):
+            if not value.is_meta and not abs(value.item()) <= largest[name]:
+                raise ValueError(
+                    f"`{name}` must lie between -{largest[name]:g} and {largest[name]:g}, got "
+                    f"{value.item():g}. Do not trust these weights, or save the model again."
+                )
 
     def forward(self, scores: Float[Tensor, "images texts"]) -> Float[Tensor, "images texts"]:
         """Logits (images, texts) fp32 of S."""
@@ -69,13 +81,7 @@ def hinge_loss(
         >>> round(hinge_loss(scores).item(), 4)  # 0.2 + 0.4 - 0.5, once by row, once by column
         0.2
     """
-    scores, negative = _prepare(scores, image_ids)
-    positive = scores.diagonal()
-    rows = (margin + scores - positive.unsqueeze(1)).clamp_min(0).masked_fill(~negative, 0)
-    columns = (margin + scores - positive.unsqueeze(0)).clamp_min(0).masked_fill(~negative, 0)
-    if ramp is not None:
-        return ramp * (rows.sum() + columns.sum())
-    return rows.amax(dim=1).sum() + columns.amax(dim=0).sum()
+    return _total(_hinge_parts(scores, image_ids, margin, ramp))
 
 
 def info_nce_loss(
@@ -97,10 +103,7 @@ def info_nce_loss(
         >>> round(info_nce_loss(torch.zeros(2, 2)).item(), 4)  # ln 2
         0.6931
     """
-    logits, negative = _prepare(logits, image_ids)
-    logits = logits.masked_fill(~(negative | _matched(logits)), -torch.inf)
-    target = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
+    return _total(_info_nce_parts(logits, image_ids))
 
 
 def sigmoid_loss(
@@ -124,10 +127,7 @@ def sigmoid_loss(
         >>> round(sigmoid_loss(torch.zeros(2, 2)).item(), 4)  # 4 · ln 2 / 2
         1.3863
     """
-    logits, negative = _prepare(logits, image_ids)
-    matched = _matched(logits)
-    losses = -F.logsigmoid(torch.where(matched, logits, -logits))
-    return losses.masked_fill(~(negative | matched), 0).sum() / len(logits)
+    return _total(_sigmoid_parts(logits, image_ids))
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -146,7 +146,20 @@ def contrastive_loss(
     margin: float = 0.2,
     ramp: float | None = None,
 ) -> Float[Tensor, ""]:
-    """The loss of that name: the hinge loss of scores, any other of logits.
+    """The loss of that name: the sum of its `contrastive_parts`, where the arguments are listed."""
+    return _total(contrastive_parts(name, scores, logits, image_ids, margin=margin, ramp=ramp))
+
+
+def contrastive_parts(
+    name: str,
+    scores: Float[Tensor, "images texts"],
+    logits: Float[Tensor, "images texts"],
+    image_ids: Int[Tensor, " images"] | None = None,
+    *,
+    margin: float = 0.2,
+    ramp: float | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """What a loss is the sum of: the hinge loss of scores, any other of logits.
 
     Args:
         name: Key of LOSSES.
@@ -155,10 +168,58 @@ def contrastive_loss(
         image_ids: Identity of each row's image; None = all different.
         margin: See `hinge_loss`.
         ramp: See `hinge_loss`.
+
+    Returns:
+        `"image_to_text"`, what the texts of an image add, and `"text_to_image"`. The sigmoid loss
+        has no directions, but `"matched"` and `"unmatched"` pairs.
+
+    Example:
+        >>> scores = torch.tensor([[0.5, 0.4], [0.0, 0.5]])
+        >>> parts = contrastive_parts("hinge", scores, scores)
+        >>> {name: round(part.item(), 4) for name, part in parts.items()}
+        {'image_to_text': 0.1, 'text_to_image': 0.1}
     """
     if name == "hinge":
-        return hinge_loss(scores, image_ids, margin=margin, ramp=ramp)
-    return LOSSES[name](logits, image_ids)
+        return _hinge_parts(scores, image_ids, margin, ramp)
+    return (_info_nce_parts if name == "infonce" else _sigmoid_parts)(logits, image_ids)
+
+
+def _hinge_parts(
+    scores: Tensor, image_ids: Tensor | None, margin: float, ramp: float | None
+) -> dict[str, Tensor]:
+    scores, negative = _prepare(scores, image_ids)
+    positive = scores.diagonal()
+    rows = (margin + scores - positive.unsqueeze(1)).clamp_min(0).masked_fill(~negative, 0)
+    columns = (margin + scores - positive.unsqueeze(0)).clamp_min(0).masked_fill(~negative, 0)
+    if ramp is not None:
+        return {"image_to_text": ramp * rows.sum(), "text_to_image": ramp * columns.sum()}
+    hardest = rows.amax(dim=1).sum(), columns.amax(dim=0).sum()
+    return dict(zip(("image_to_text", "text_to_image"), hardest, strict=True))
+
+
+def _info_nce_parts(logits: Tensor, image_ids: Tensor | None) -> dict[str, Tensor]:
+    logits, negative = _prepare(logits, image_ids)
+    logits = logits.masked_fill(~(negative | _matched(logits)), -torch.inf)
+    target = torch.arange(len(logits), device=logits.device)
+    return {
+        "image_to_text": 0.5 * F.cross_entropy(logits, target),
+        "text_to_image": 0.5 * F.cross_entropy(logits.t(), target),
+    }
+
+
+def _sigmoid_parts(logits: Tensor, image_ids: Tensor | None) -> dict[str, Tensor]:
+    logits, negative = _prepare(logits, image_ids)
+    matched = _matched(logits)
+    losses = -F.logsigmoid(torch.where(matched, logits, -logits))
+    return {
+        "matched": losses.diagonal().sum() / len(logits),
+        "unmatched": losses.masked_fill(~negative, 0).sum() / len(logits),
+    }
+
+
+def _total(parts: dict[str, Tensor]) -> Tensor:
+    first, second = parts.values()
+    return first + second
 
 
 def _prepare(

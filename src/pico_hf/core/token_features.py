@@ -141,22 +141,35 @@ def unit_length(
         Tokens of length 1, fp32; a token of zeros stays zero.
 
     Raises:
-        ValueError: If a value is NaN or infinite.
+        ValueError: If a value is NaN or infinite, or so large that a length is.
 
     Example:
         >>> unit_length(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[True]])).features.tolist()
         [[[0.6000000238418579, 0.800000011920929]]]
     """
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    unit, *lengths = _normalised(features)
+    if pooled is not None:
+        pooled, more = _normalised(pooled)
+        lengths.append(more)
     # A graph that is exported or compiled as a whole cannot stop half-way.
-    if not torch.compiler.is_compiling() and not torch.isfinite(unit).all():
+    if not torch.compiler.is_compiling() and not _all_finite(lengths):
         raise ValueError(
             f"The {side} features contain NaN or infinity. Check the encoder's weights and inputs; "
             "if it runs in half precision, try float32 or bfloat16."
         )
-    if pooled is not None:
-        pooled = torch.nn.functional.normalize(pooled.float(), dim=-1)
     return TokenFeatures(unit, mask, pooled)
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Whether all values are numbers; asked of the device once."""
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+
+
+def _normalised(vectors: Float[Tensor, "*n D"]) -> tuple[Float[Tensor, "*n D"], Tensor]:
+    """Vectors of length 1 in fp32, zeros as they are, and the lengths (*n, 1) that they had."""
+    vectors = vectors.float()
+    length = vectors.norm(dim=-1, keepdim=True)
+    return vectors / length.clamp_min(1e-12), length
 
 
 def drop_columns(tokens: TokenFeatures, share: float) -> TokenFeatures:

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 from pico_hf.data.columns import find_in_row, texts_of
 from pico_hf.data.image_files import pixel_budget
 from pico_hf.data.image_modes import colour_of
+from pico_hf.data.image_sizes import check_image_sizes
 from pico_hf.data.images import as_rgb
 from pico_hf.data.token_store import POOLED_KEYS
 from pico_hf.encoders.text_lengths import text_lengths
@@ -41,8 +42,8 @@ class PicoCollator:
         background: Colour behind transparent pixels, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: If the processor lacks a tokenizer or an image processor, or if `max_length` is
-            more than the text tower takes.
+        ValueError: If the processor lacks a tokenizer or an image processor, if it would make huge
+            images, or if `max_length` is more than the text tower takes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class PicoCollator:
                 "`processing_class` must hold a tokenizer and an image processor, got "
                 f"{type(processor).__name__}. Load it with AutoProcessor.from_pretrained(…)."
             )
+        check_image_sizes(self.image_processor)
         self.image_column, self.caption_column = image_column, caption_column
         self.background = colour_of(background)
         if config is not None:

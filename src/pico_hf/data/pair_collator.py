@@ -9,6 +9,7 @@ import torch
 
 from pico_hf.data.columns import find_in_row, require_column
 from pico_hf.data.image_modes import colour_of
+from pico_hf.data.image_sizes import check_image_sizes
 from pico_hf.data.images import as_rgb
 
 
@@ -25,7 +26,7 @@ class ImagePairCollator:
         background: Colour behind transparent pixels, as `PIL.ImageColor` names it.
 
     Raises:
-        ValueError: If the processor has no images to process.
+        ValueError: If the processor has no images to process, or would make huge ones.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ImagePairCollator:
                 "`processor` must be or hold an image processor, got "
                 f"{type(processor).__name__}. Load it with AutoProcessor.from_pretrained(…)."
             )
+        check_image_sizes(self.image_processor)
         self.image_column, self.target_image_column = image_column, target_image_column
         self.background = colour_of(background)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-from datasets.utils import tqdm
 
 from pico_hf.data.columns import find_in_row, not_found
 from pico_hf.data.identity import content_digest, pixel_digest
 from pico_hf.data.image_files import file_bytes
 from pico_hf.data.images import as_rgb, image_problem, is_url, reason
+from pico_hf.data.progress import BRIEF, progress_bar
 
 _READ_TWICE = 8  # rows: an image that is flipped every other time changes in one of them
 
@@ -173,4 +173,4 @@ def _path_key(path: str) -> str:
 
 
 def _with_progress(values: Iterable[Any], total: int) -> Iterable[Any]:
-    return tqdm(values, total=total, desc="Checking images", delay=2)
+    return progress_bar(values, "Checking images", total=total, delay=BRIEF)

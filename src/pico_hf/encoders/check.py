@@ -45,6 +45,29 @@ def check_encoder(encoder: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
+def try_encoder(encoder: PreTrainedModel) -> None:
+    """Calls an encoder that has no numbers, so that a wrong setting is met before it is loaded.
+
+    A setting of the wrong type, such as `layer_norm_eps` of None, is met where it is used first.
+    What an architecture decides by the numbers themselves cannot be tried.
+
+    Args:
+        encoder: On the meta device. One that is not in the table is not tried.
+    """
+    if architecture(encoder) not in ENCODERS:
+        return
+    spec = table_row(encoder)
+    sides = ((image_output, _dummy_images, spec.image), (text_output, _dummy_texts, spec.text))
+    with evaluation_mode(encoder):
+        for call, dummy, row in sides:
+            try:
+                call(encoder, **dummy(encoder, row))
+            except RuntimeError as error:  # NotImplementedError is one
+                if "meta" not in str(error):
+                    raise
+
+
+@torch.no_grad()
 def fallback_widths(encoder: PreTrainedModel) -> list[int]:
     """Widths of image and text hidden states of any architecture, and of a common space for them.
 

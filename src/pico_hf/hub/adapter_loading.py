@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
-from pico_hf.hub.adapter_files import Adapter, read_adapter
+from pico_hf.hub.adapter_files import Adapter, base_model, live_module, read_adapter
 from pico_hf.hub.adapter_rules import BASE_CHANGING, import_peft
 from pico_hf.hub.errors import plain_build, plain_errors
 
@@ -49,7 +50,9 @@ def load_adapter(
     with plain_build(path), _unchanged_on_failure(model):
         beside = type(model.prototypes).from_pretrained
         _take_prototypes(model, adapter, None if adapter.prototypes else beside(path, **options))
-        return _attach(model, adapter, trainable)
+        attached = _attach(model, adapter, trainable)
+        live_module(base_model(attached).pair_logits).check()
+        return attached
 
 
 def merge_adapter(model_class: Any, path: str | os.PathLike, **options: Any) -> Any:
@@ -59,8 +62,17 @@ def merge_adapter(model_class: Any, path: str | os.PathLike, **options: Any) -> 
         model_class: [`PicoModel`].
         path: Folder or repository of the adapter.
         options: See `load_adapter`.
+
+    Raises:
+        ValueError: If a weight of the model would be no number.
     """
     model = load_adapter(model_class, path, **options).merge_and_unload()
+    for name, value in model.named_parameters():
+        if not value.is_meta and not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"The adapter '{os.fspath(path)}' cannot be merged: `{name}` of the model would "
+                "contain NaN or infinity. Do not trust its weights, or save it again."
+            )
     return model.requires_grad_(True).eval()
 
 

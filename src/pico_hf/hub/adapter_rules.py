@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
@@ -46,7 +46,8 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # a whole number may be larger
 
 
 def _flag(value: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from pico_hf.configuration_pico import PicoConfig
@@ -28,7 +28,10 @@ _PACKED = 16  # 2-bit numbers in 32-bit words
 
 
 def check_config(
-    path: str | os.PathLike, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    path: str | os.PathLike,
+    raw: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    try_encoder: Callable[[PreTrainedModel], None],
 ) -> None:
     """Refuses a configuration that no model can have, or that the weights do not bear out.
 
@@ -36,10 +39,11 @@ def check_config(
         path: What is read, for the message.
         raw: The content of config.json.
         shapes: Name → shape of the weights.
+        try_encoder: Calls the encoder, which has no numbers.
 
     Raises:
-        ValueError: If a value has the wrong type, or if the model would be far larger than what the
-            files hold.
+        ValueError: If a value has the wrong type, if the model would be far larger than what the
+            files hold, or if its encoder cannot be called.
     """
     for key, value in _values(raw):
         if (key in _FLAGS and not (isinstance(value, int) or value is None)) or (
@@ -64,7 +68,8 @@ def check_config(
                 f"room for {limit} at most. Do not trust this file, or save the model again."
             )
     with plain_build(path, "config.json"):
-        needed = _parameters(raw)
+        encoder = _described_encoder(raw)
+    needed = sum(parameter.numel() for parameter in encoder.parameters())
     held = sum(math.prod(shape) for shape in shapes.values())
     held *= _PACKED if raw.get("quantization_config") else _SLACK
     if needed > held + _SPARE:
@@ -73,6 +78,8 @@ def check_config(
             f"files hold {sum(math.prod(shape) for shape in shapes.values())}. Do not trust this "
             "file, or save the model again."
         )
+    with plain_build(path, "config.json"):
+        try_encoder(encoder)
 
 
 def _limit(key: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -84,14 +91,14 @@ def _limit(key: str, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return None
 
 
-def _parameters(raw: Mapping[str, Any]) -> int:
-    """How many numbers the described encoder has, found without memory for them."""
+def _described_encoder(raw: Mapping[str, Any]) -> PreTrainedModel:
+    """The described encoder on the meta device: without memory for its numbers."""
     config = described(raw)
     encoder: Any = config.encoder_config if isinstance(config, PicoConfig) else config
     chosen: Any = encoder_class(encoder.model_type, encoder.architectures)
     build = AutoModel.from_config if chosen is AutoModel else chosen._from_config
     with torch.device("meta"), no_init_weights():
-        return sum(parameter.numel() for parameter in build(encoder).parameters())
+        return build(encoder)
 
 
 def described(raw: Mapping[str, Any]) -> PreTrainedConfig:
@@ -117,6 +124,8 @@ def _values(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, An
             yield key, value
         for name, item in value.items():
             yield from _values(item, str(name), depth + 1)
+    elif isinstance(value, list) and key in _FLAGS:
+        yield key, value
     elif isinstance(value, list):
         for item in value:
             yield from _values(item, key, depth + 1)

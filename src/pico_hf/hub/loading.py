@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, VisionTextDualEncoderModel
 
 from pico_hf.configuration_pico import PicoConfig, split_config_kwargs
-from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder
+from pico_hf.encoders.check import check_encoder, fallback_widths, load_encoder, try_encoder
 from pico_hf.encoders.logit_scale import logit_scale, trusted_share
 from pico_hf.encoders.table import ENCODERS, architecture
 from pico_hf.hub.adapter_files import has_adapter, live_module
@@ -80,6 +80,7 @@ def load_model(
             _refuse_missing_weights(path, model, info)
     if prototypes is not None:
         model.adopt_prototypes(prototypes)
+    live_module(model.pair_logits).check()
     _ = model.pooled_share  # asked here, since a compiled graph cannot
     return (model, _loading_info(info)) if asked else model
 
@@ -151,7 +152,7 @@ def join_towers(
     """
     for side, path in (("vision", vision), ("text", text)):
         own = {k.removeprefix(f"{side}_"): v for k, v in options.items() if k.startswith(side)}
-        check_source(path, own)
+        check_source(path, own, try_encoder)
     return VisionTextDualEncoderModel.from_vision_text_pretrained(
         os.fspath(vision),
         os.fspath(text),
@@ -204,7 +205,7 @@ def _unwrap_auto(options: dict[str, Any]) -> str | None:
 def _checked(path: str | os.PathLike, options: dict[str, Any], chosen: bool) -> dict[str, Any]:
     """Reads the configuration; sets `revision` to the bot's conversion if there is nothing else."""
     try:
-        source = check_source(path, options, chosen)
+        source = check_source(path, options, try_encoder, chosen)
         if has_adapter(path, options):
             raise ValueError(  # transformers would put the one onto the other: twice, if merged
                 f"'{os.fspath(path)}' holds a whole model and an adapter as well "
@@ -219,4 +220,4 @@ def _checked(path: str | os.PathLike, options: dict[str, Any], chosen: bool) -> 
         if revision is None:
             raise
         options["revision"] = revision
-        return check_source(path, options, chosen)
+        return check_source(path, options, try_encoder, chosen)

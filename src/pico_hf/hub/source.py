@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pico_hf.configuration_pico import PicoConfig
@@ -17,13 +18,17 @@ from pico_hf.hub.weights import Stored, read_model_files
 
 
 def check_source(
-    path: str | os.PathLike, options: dict[str, Any], chosen: bool = False
+    path: str | os.PathLike,
+    options: dict[str, Any],
+    try_encoder: Callable[[PreTrainedModel], None],
+    chosen: bool = False,
 ) -> dict[str, Any]:
     """Checks a folder or repository before anything is built from it.
 
     Args:
         path: Folder or repository.
         options: The caller's keywords.
+        try_encoder: Calls an encoder without numbers, as its configuration describes it.
         chosen: True if the caller says which prototypes are meant.
 
     Returns:
@@ -61,7 +66,7 @@ def check_source(
             beside = find_file(path, WEIGHTS_FILE, options)
             refuse_stale(beside, stored.prototypes, stored.file)
     if known:
-        check_config(path, config, stored.shapes)
+        check_config(path, config, stored.shapes, try_encoder)
     return config
 
 
@@ -72,7 +77,8 @@ def _check_prototypes(config: dict[str, Any], stored: Stored) -> None:
         if None not in expected and found != expected:
             raise ValueError(
                 f"`prototypes.{name}` in the weights has the shape {found}, but (`num_prototypes`, "
-                f"`probe_size`) are {expected}. Load the model with the values it was saved with."
+                f"`probe_size`) are {shortened(expected, 80)}. Load the model with the "
+                "values it was saved with."
             )
     sources = config.get("estimators", PicoConfig.estimators)
     listed = isinstance(sources, list | tuple)  # PicoConfig says what else is wrong with it

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from tqdm.auto import tqdm
 
 from pico_hf.data.images import reason
+from pico_hf.data.progress import progress_bar
 from pico_hf.search.add_report import AddReport
 from pico_hf.search.protocol import Store
 from pico_hf.search.records import merged_record, new_record
@@ -75,7 +75,7 @@ class Upsert:
             ValueError: If one cannot be read and `skip_bad` is False.
             OSError: If the disk is full; what was stored before stays.
         """
-        with tqdm(total=len(images), desc="Indexing", disable=not show_progress) as bar:
+        with progress_bar(None, "Indexing", total=len(images), hidden=not show_progress) as bar:
             for group in read_ahead(images):
                 self._look_up(group)
                 for image, content in group:

@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from pico_hf.core.encoded_split import EncodedSplit
@@ -20,6 +19,7 @@ from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.progress import progress_bar
 from pico_hf.encoders import tokens as encoder_tokens
 from pico_hf.encoders.inputs import image_inputs, text_inputs
 
@@ -78,6 +78,7 @@ class SplitEncoder:
             order.to(device),
             split.caption_order.to(device),
             self.processes,
+            shows_progress=not self.disable_tqdm,
         )
 
     def packed(self, batches: Iterable[TokenFeatures]) -> PackedTokens:
@@ -127,9 +128,8 @@ class SplitEncoder:
             multiprocessing_context=self.multiprocessing_context if self.num_workers else None,
             generator=torch.Generator(),  # the default one belongs to the training run
         )
-        hidden = self.disable_tqdm or not self.processes.first
         with evaluation_mode(self.model):
-            for batch in tqdm(loader, desc=description, disable=hidden, leave=False):
+            for batch in progress_bar(loader, description, hidden=self.disable_tqdm):
                 yield encode(self.model, batch)
 
 

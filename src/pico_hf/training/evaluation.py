@@ -18,6 +18,7 @@ from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.processes import ALONE, Processes
 from pico_hf.core.score_form import ScoreForm, column_weights
 from pico_hf.core.token_features import TokenFeatures
+from pico_hf.data.progress import BRIEF, progress_bar
 
 Turn = Callable[[TokenFeatures], TokenFeatures]
 
@@ -139,7 +140,10 @@ def split_scores(
     image_rows = _chosen(split.images, images)
     text_rows = _chosen(split.texts, texts)
     sides = split.images, split.texts
-    return packed_scores(model, *sides, image_rows, text_rows, form, split.processes)
+    rows = image_rows, text_rows
+    return packed_scores(
+        model, *sides, *rows, form, split.processes, show_progress=split.shows_progress
+    )
 
 
 @torch.no_grad()
@@ -151,6 +155,7 @@ def packed_scores(
     text_rows: Tensor | None = None,
     form: ScoreForm | None = None,
     processes: Processes = ALONE,
+    show_progress: bool = False,
 ) -> Tensor:
     """Scores block by block.
 
@@ -162,6 +167,7 @@ def packed_scores(
         text_rows: Likewise.
         form: See `evaluate_retrieval`.
         processes: Which share the images between them; each gets all scores.
+        show_progress: True shows a progress bar if it takes long.
 
     Returns:
         (chosen images, chosen texts) fp32, on the model's device.
@@ -172,7 +178,9 @@ def packed_scores(
     ]
     weights, share, turn_images, turn_texts = _parts(form, model.device)
     scores = torch.zeros(*counts, device=model.device)
-    for number, (row, some_images) in enumerate(images.blocks(image_rows)):
+    blocks = list(images.blocks(image_rows))
+    bar = progress_bar(blocks, "Scoring", hidden=not show_progress, delay=BRIEF)
+    for number, (row, some_images) in enumerate(bar):
         if number % processes.count != processes.rank:
             continue  # another process scores them
         patches = turn_images(images[some_images].to(model.device))

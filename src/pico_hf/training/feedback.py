@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from pico_hf.core.construction import Refinement, construct
@@ -18,6 +17,7 @@ from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.state import SOURCES
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
+from pico_hf.data.progress import progress_bar
 from pico_hf.data.stream import ImageTextStream
 from pico_hf.hub.adapter_files import live_module
 from pico_hf.training.dev_split import dev_metric, first_split
@@ -139,8 +139,7 @@ class Feedback:
         return DevTrials(self.model, self.encoder.split(part, "Feedback", encoder_columns))
 
     def _shown(self, proposals: Iterable[Any], source: str) -> Iterable[Any]:
-        hidden = self.encoder.disable_tqdm or not self.encoder.processes.first
-        return tqdm(proposals, f"Feedback on {source}", disable=hidden, leave=False)
+        return progress_bar(proposals, f"Feedback on {source}", hidden=self.encoder.disable_tqdm)
 
 
 @dataclass(frozen=True)

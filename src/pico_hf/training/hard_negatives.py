@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import datasets
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from pico_hf.core.encoded_split import EncodedSplit
@@ -18,6 +17,7 @@ from pico_hf.core.packed_tokens import PackedTokens
 from pico_hf.core.token_features import TokenFeatures
 from pico_hf.data.dataset import ImageTextDataset
 from pico_hf.data.negatives import with_negatives
+from pico_hf.data.progress import progress_bar
 from pico_hf.training.encoding import SplitEncoder
 from pico_hf.training.evaluation import packed_scores
 
@@ -173,7 +173,7 @@ def _candidates(
     short = _Shortlists.of(model, split, depth)
     owners, galleries = split.text_to_image.cpu(), split.gallery.cpu()
     nothing = torch.empty(0, dtype=torch.long)
-    bar = tqdm(total=len(galleries), desc="Mining", disable=hidden, leave=False)
+    bar = progress_bar(None, "Mining", total=len(galleries), hidden=hidden)
     for gallery in galleries.unique():
         images = (galleries == gallery).nonzero().flatten()
         texts = (galleries[owners] == gallery).nonzero().flatten()

@@ -50,6 +50,12 @@ _SHARDED = (
     "whole splits are encoded by whole models, and this one would be in parts. Start several "
     "processes with `torchrun`, each of which holds the model."
 )
+_NO_DEEPSPEED = (
+    "its checkpoints are pickled weights, which are never read here, it would round the buffers of "
+    "prototypes to half precision, and its stage 3 leaves no process a whole model. Spread the "
+    "optimizer's state with `fsdp` instead (examples/accelerate_fsdp2.yaml), or start several "
+    "processes with `torchrun`."
+)
 _DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"  # what `accelerate launch` sets
 _LIGER = "Liger has kernels for language models only. Leave it out."
 
@@ -85,7 +91,7 @@ REFUSED: dict[str, Refusal] = {
         _unset,
         "it would remove images and captions before the collator sees them. Pass `False`.",
     ),
-    "deepspeed": Refusal(_unset, _SHARDED),
+    "deepspeed": Refusal(_unset, _NO_DEEPSPEED),
     "parallelism_config": Refusal(_unset, _SHARDED),
 }
 
@@ -106,7 +112,9 @@ def check_arguments(args: Any) -> None:
         if value is not None and not refusal.allowed(value):
             raise ValueError(f"`{name}` cannot be {value!r}: {refusal.reason}")
     if asked_of_launcher(_DEEPSPEED):
-        raise ValueError(f"`accelerate launch` asks for DeepSpeed (`{_DEEPSPEED}`): {_SHARDED}")
+        raise ValueError(
+            f"`accelerate launch` asks for DeepSpeed (`{_DEEPSPEED}`): {_NO_DEEPSPEED}"
+        )
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pico_hf.hub.weights import read_model_files
 from pico_hf.training.checkpoints import MANIFEST, damage, newest_whole, step_of
 
 _STATE = "trainer_state.json"
+_MOST = sys.float_info.max  # a whole number may be larger, and then no float can be made of it
 _MOST_STEPS = 2**53
 _EARLIER = {"keep_special_tokens": False}  # facts that older checkpoints do not name
 _PICKLED_WEIGHTS = (WEIGHTS_NAME, WEIGHTS_INDEX_NAME, ADAPTER_WEIGHTS_NAME)
@@ -187,7 +188,7 @@ def _check_state(folder: Path, output_dir: Path) -> None:
     if not isinstance(state.get("log_history", []), list):
         raise ValueError(f"`log_history` in {_STATE} of '{folder}' must be a list.")
     metric = state.get("best_metric")
-    if metric is not None and not (type(metric) in (int, float) and math.isfinite(metric)):
+    if metric is not None and not (type(metric) in (int, float) and abs(metric) <= _MOST):
         raise ValueError(f"`best_metric` in {_STATE} of '{folder}' must be a finite number.")
     best = state.get("best_model_checkpoint")
     if best is not None and not isinstance(best, str):

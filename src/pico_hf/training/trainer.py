@@ -32,6 +32,7 @@ from pico_hf.training.feature_cache import cache_token_features
 from pico_hf.training.feedback import Feedback
 from pico_hf.training.feedback_callback import FeedbackCallback
 from pico_hf.training.feedback_log import log_entry
+from pico_hf.training.loss_parts import LossPartsTrainer
 from pico_hf.training.model_calls import loss_of_batch, train_tokens_too, without_options
 from pico_hf.training.optimizer import grouped_options
 from pico_hf.training.predictions import predicted, ranked
@@ -54,7 +55,7 @@ from pico_hf.training.splits import (
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(ShardingTrainer):
+class PicoTrainer(LossPartsTrainer, ShardingTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
@@ -357,6 +358,7 @@ class PicoTrainer(ShardingTrainer):
             later = partial(self.accelerator.no_sync, model)
             cached = CachedGradients(model, self.pico_model, self.args.mini_batch_size, later)
             loss, outputs = cached.loss(whole, loss_of, ramp)
+        self.count_parts(outputs)
         return (loss, outputs) if return_outputs else loss
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
