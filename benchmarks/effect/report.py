@@ -35,7 +35,8 @@ def lines(file: Path) -> list[Line]:
     latest = {}
     for text in file.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
-        measured = ("metrics", "seconds", "commit", "spread", "gains", "style", "concept", "share")
+        measured = {"metrics", "seconds", "commit", "spread", "gains", "taken", "share"}
+        measured |= {"style", "concept"}
         latest[json.dumps({k: v for k, v in line.items() if k not in measured})] = line
     return [line for line in latest.values() if line["row"] != "complete"]
 
