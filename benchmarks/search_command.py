@@ -30,7 +30,7 @@ from search import BARS, DEPTH, LOSS
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # beside the repository
 LITE = ROOT / "examples" / "lite_clip.py"
-QUERIES, ROUNDS, BLOCK = 200, 2, 500
+BLOCK = 500
 NOISE = 0.5  # length of the noise beside a token of length 1
 
 
@@ -59,13 +59,15 @@ def train(data: Path, folder: Path) -> Path:
     return folder
 
 
-def photos(data: Path, model: Path, folder: Path) -> tuple[Path, list[str], list[str]]:
+def photos(
+    data: Path, model: Path, folder: Path, queries: int
+) -> tuple[Path, list[str], list[str]]:
     """(index of the photos, captions, ids of their photos)."""
     file = data / "flickr8k" / "val.parquet"
     said = pico_hf("index", file, folder / "photos", "--model", model, "--id-column", "image_id")
     print(f"{said['images']:,} photos indexed by the command line", flush=True)
     rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
-    rows = rows.select(range(0, len(rows), len(rows) // QUERIES)).select_columns(
+    rows = rows.select(range(0, len(rows), len(rows) // queries)).select_columns(
         ["image_id", "captions"]
     )
     captions = [" ".join(own[0].split()) for own in rows["captions"]]
@@ -73,7 +75,7 @@ def photos(data: Path, model: Path, folder: Path) -> tuple[Path, list[str], list
 
 
 def drawings(
-    data: Path, model: Path, folder: Path, images: int
+    data: Path, model: Path, folder: Path, images: int, queries: int
 ) -> tuple[Path, list[str], list[str]]:
     """(index of drawings repeated with noise, names, ids of the drawings as they are)."""
     sys.path.insert(0, str(LITE.parent))
@@ -100,13 +102,18 @@ def drawings(
             ids = [f"{row}/{copy}" for row in range(first, first + len(noisy))]
             index.add_features(TokenFeatures(noisy, features.mask[part], pooled), ids)
     index.compact()
-    chosen = range(0, len(rows), len(rows) // QUERIES)
+    chosen = range(0, len(rows), len(rows) // queries)
     names = [rows[row]["label"] for row in chosen]
     return folder / "drawings", names, [f"{row}/0" for row in chosen]
 
 
 def measure(
-    index: Path, model: Path, queries: Sequence[str], answers: Sequence[str], depth: int
+    index: Path,
+    model: Path,
+    queries: Sequence[str],
+    answers: Sequence[str],
+    depth: int,
+    rounds: int,
 ) -> dict[str, float]:
     """Medians, R@10 and shared top 10 of both ways."""
     file = index.parent / "queries.txt"
@@ -114,7 +121,7 @@ def measure(
     seconds: dict[str, list[float]] = {"exact": [], "stages": []}
     found: dict[str, list[list[str]]] = {}
     encoding: list[float] = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for scan, own in seconds.items():
             words = ("search", index, "--queries", file, "--model", model, "--scan", scan)
             results = pico_hf(*words, "--depth", depth)["results"]
@@ -145,6 +152,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawings", action="store_true", help="drawings in place of photos")
     parser.add_argument("--images", type=int, default=20_000, help="with --drawings")
     parser.add_argument("--depth", type=int, default=DEPTH)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=2, help="of both ways, by turns")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed")
     return parser.parse_args(argv)
 
@@ -158,10 +167,10 @@ def main() -> None:
         folder = Path(name)
         model = args.model or train(args.data, folder / "model")
         if args.drawings:
-            index, queries, answers = drawings(args.data, model, folder, args.images)
+            index, queries, answers = drawings(args.data, model, folder, args.images, args.queries)
         else:
-            index, queries, answers = photos(args.data, model, folder)
-        found = measure(index, model, queries, answers, args.depth)
+            index, queries, answers = photos(args.data, model, folder, args.queries)
+        found = measure(index, model, queries, answers, args.depth, args.rounds)
         images = args.images if args.drawings else 1000
     print(
         "| images | depth | two stages / scan | R@10 scan | two stages | same top 10 | encoding |"
