@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # beside the repository
 LITE = ROOT / "examples" / "lite_clip.py"
 BLOCK = 500
+STORED = [("float16", 1), ("float32", 1), ("int8", 1), ("float16", 2), ("float16", 4)]
 NOISE = 0.5  # length of the noise beside a token of length 1
 
 
@@ -60,18 +61,18 @@ def train(data: Path, folder: Path) -> Path:
 
 
 def photos(
-    data: Path, model: Path, folder: Path, queries: int
+    data: Path, model: Path, index: Path, queries: int, options: Sequence[str] = ()
 ) -> tuple[Path, list[str], list[str]]:
     """(index of the photos, captions, ids of their photos)."""
     file = data / "flickr8k" / "val.parquet"
-    said = pico_hf("index", file, folder / "photos", "--model", model, "--id-column", "image_id")
-    print(f"{said['images']:,} photos indexed by the command line", flush=True)
+    words = ("index", file, index, "--model", model, "--id-column", "image_id", *options)
+    print(f"{pico_hf(*words)['images']:,} photos indexed by the command line", flush=True)
     rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
     rows = rows.select(range(0, len(rows), len(rows) // queries)).select_columns(
         ["image_id", "captions"]
     )
     captions = [" ".join(own[0].split()) for own in rows["captions"]]
-    return folder / "photos", captions, [str(key) for key in rows["image_id"]]
+    return index, captions, [str(key) for key in rows["image_id"]]
 
 
 def drawings(
@@ -109,11 +110,10 @@ def drawings(
 
 def measure(
     index: Path,
-    model: Path,
     queries: Sequence[str],
     answers: Sequence[str],
-    depth: int,
-    rounds: int,
+    model: Path,
+    args: argparse.Namespace,
 ) -> dict[str, float]:
     """Medians, R@10 and shared top 10 of both ways."""
     file = index.parent / "queries.txt"
@@ -121,10 +121,10 @@ def measure(
     seconds: dict[str, list[float]] = {"exact": [], "stages": []}
     found: dict[str, list[list[str]]] = {}
     encoding: list[float] = []
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for scan, own in seconds.items():
             words = ("search", index, "--queries", file, "--model", model, "--scan", scan)
-            results = pico_hf(*words, "--depth", depth)["results"]
+            results = pico_hf(*words, "--depth", args.depth)["results"]
             own += [result["search_seconds"] for result in results]
             encoding += [result["encode_seconds"] for result in results]
             found[scan] = [[hit["id"] for hit in result["hits"]] for result in results]
@@ -154,6 +154,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=DEPTH)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=2, help="of both ways, by turns")
+    parser.add_argument("--stored", action="store_true", help="photos: every way of storing them")
     parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed")
     return parser.parse_args(argv)
 
@@ -166,23 +167,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = args.model or train(args.data, folder / "model")
+        print("| images | stored as | depth | two stages / scan | R@10 scan | two stages |", end="")
+        print(" same top 10 | encoding |\n|---|---|---|---|---|---|---|---|")
+        missed = False
         if args.drawings:
-            index, queries, answers = drawings(args.data, model, folder, args.images, args.queries)
+            made = drawings(args.data, model, folder, args.images, args.queries)
+            missed = row(args.images, "float16", measure(*made, model, args), args.depth)
         else:
-            index, queries, answers = photos(args.data, model, folder, args.queries)
-        found = measure(index, model, queries, answers, args.depth, args.rounds)
-        images = args.images if args.drawings else 1000
-    print(
-        "| images | depth | two stages / scan | R@10 scan | two stages | same top 10 | encoding |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    print(
-        f"| {images:,} | {args.depth} | {found['ratio']:.3f} × | {found['recall']:.3f} "
-        f"| {found['two']:.3f} | {found['shared']:.3f} "
-        f"| {found['encode'] / found['exact']:.2f} × the scan |"
-    )
-    missed = found["ratio"] > BARS.get(images, 1.0) or found["recall"] - found["two"] > LOSS
+            for storage, merging in STORED if args.stored else STORED[:1]:
+                options = ("--storage", storage, "--token-merging", str(merging))
+                index = folder / f"{storage}-{merging}"
+                made = photos(args.data, model, index, args.queries, options)
+                name = storage if merging == 1 else f"{storage}, 1 token of {merging}"
+                missed |= row(1000, name, measure(*made, model, args), args.depth)
     sys.exit(args.check and missed)
+
+
+def row(images: int, name: str, found: dict[str, float], depth: int) -> bool:
+    """Prints a line of the table; True if a bar is missed."""
+    print(
+        f"| {images:,} | {name} | {depth} | {found['ratio']:.3f} × | {found['recall']:.3f} "
+        f"| {found['two']:.3f} | {found['shared']:.3f} "
+        f"| {found['encode'] / found['exact']:.2f} × the scan |",
+        flush=True,
+    )
+    return found["ratio"] > BARS.get(images, 1.0) or found["recall"] - found["two"] > LOSS
 
 
 if __name__ == "__main__":
