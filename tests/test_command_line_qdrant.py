@@ -132,9 +132,13 @@ def test_what_is_no_collection_is_one_line(shop, collection):
     assert "holds no index" in refused("search", collection, "a dog")
     assert "holds no index" in refused("search", collection, "a dog", "--model", shop / "clip")
     assert "which is not there" in refused("info", collection)
-    assert "holds no index" in refused("demo", "--images", collection)
     address = collection.rpartition("/")[0]
     assert "Add the name of a collection" in refused("info", address)
+
+
+def test_a_page_of_what_is_no_collection_is_one_line(shop, collection):
+    pytest.importorskip("gradio")
+    assert "holds no index" in refused("demo", "--images", collection)
 
 
 @pytest.mark.parametrize("place", ["localhost:6333/photos", "qdrant://host/photos", "host:6333"])
@@ -158,6 +162,8 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_server_that_does_not_answer_is_one_line(shop, words, monkeypatch):
+    if words[0] == "demo":
+        pytest.importorskip("gradio")
     monkeypatch.chdir(shop)
     assert "No Qdrant server answers at 'http://127.0.0.1:9/photos'" in refused(*words)
 
