@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fold_parts import Part, feedback
 from folds import Fold
 from pico_hf.core.closed_form import closed_form_projections
-from pico_hf.core.losses import START_SCALE, contrastive_loss
+from pico_hf.core.losses import START_SCALE, contrastive_parts
 from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.similarity import weighted_score
 from pico_hf.core.token_features import TokenFeatures, drop_columns, unit_length
@@ -132,7 +132,7 @@ def _loss(
     scores = weighted_score(*sides, pooled_share=recipe.pooled_share)
     logits, ids = scores * heads.scale.exp(), fold.identity[batch]
     ramp = epoch if epoch < 1 else None  # all negatives in the first epoch
-    loss = contrastive_loss(recipe.loss, scores, logits, ids, ramp=ramp)
+    loss = sum(contrastive_parts(recipe.loss, scores, logits, ids, ramp=ramp).values())
     if not recipe.label_smoothing:
         return loss
     alike = -(logits.log_softmax(0).mean() + logits.log_softmax(1).mean()) / 2

@@ -137,19 +137,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def contrastive_loss(
-    name: str,
-    scores: Float[Tensor, "images texts"],
-    logits: Float[Tensor, "images texts"],
-    image_ids: Int[Tensor, " images"] | None = None,
-    *,
-    margin: float = 0.2,
-    ramp: float | None = None,
-) -> Float[Tensor, ""]:
-    """The loss of that name: the sum of its `contrastive_parts`, where the arguments are listed."""
-    return _total(contrastive_parts(name, scores, logits, image_ids, margin=margin, ramp=ramp))
-
-
 def contrastive_parts(
     name: str,
     scores: Float[Tensor, "images texts"],
@@ -181,7 +168,7 @@ def contrastive_parts(
     """
     if name == "hinge":
         return _hinge_parts(scores, image_ids, margin, ramp)
-    return (_info_nce_parts if name == "infonce" else _sigmoid_parts)(logits, image_ids)
+    return _PARTS_OF_LOGITS[name](logits, image_ids)
 
 
 def _hinge_parts(
@@ -193,8 +180,10 @@ def _hinge_parts(
     columns = (margin + scores - positive.unsqueeze(0)).clamp_min(0).masked_fill(~negative, 0)
     if ramp is not None:
         return {"image_to_text": ramp * rows.sum(), "text_to_image": ramp * columns.sum()}
-    hardest = rows.amax(dim=1).sum(), columns.amax(dim=0).sum()
-    return dict(zip(("image_to_text", "text_to_image"), hardest, strict=True))
+    return {
+        "image_to_text": rows.amax(dim=1).sum(),
+        "text_to_image": columns.amax(dim=0).sum(),
+    }
 
 
 def _info_nce_parts(logits: Tensor, image_ids: Tensor | None) -> dict[str, Tensor]:
@@ -215,6 +204,9 @@ def _sigmoid_parts(logits: Tensor, image_ids: Tensor | None) -> dict[str, Tensor
         "matched": losses.diagonal().sum() / len(logits),
         "unmatched": losses.masked_fill(~negative, 0).sum() / len(logits),
     }
+
+
+_PARTS_OF_LOGITS = {"infonce": _info_nce_parts, "sigmoid": _sigmoid_parts}
 
 
 def _total(parts: dict[str, Tensor]) -> Tensor:
