@@ -20,7 +20,7 @@ from peft import get_peft_model
 from safetensors.torch import load_model
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import CLIPModel, set_seed
+from transformers import CLIPModel, Trainer, TrainingArguments, set_seed
 
 from features import TEXTS
 from pico_hf import (
@@ -157,13 +157,43 @@ def trainer_of(
     )
 
 
+def train_by_own_loss(trainer: PicoTrainer) -> None:
+    """What a user does without us: the stock trainer and the encoder's own loss."""
+    collate = trainer.data_collator
+
+    def its_inputs(rows: list) -> dict[str, Any]:
+        batch = collate(rows)
+        names = ("pixel_values", "input_ids", "attention_mask")
+        return {name: batch[name] for name in names} | {"return_loss": True}
+
+    stock = TrainingArguments(
+        output_dir=trainer.args.output_dir,
+        per_device_train_batch_size=BATCH,
+        learning_rate=trainer.args.learning_rate,
+        num_train_epochs=trainer.args.num_train_epochs,
+        max_grad_norm=trainer.args.max_grad_norm,
+        weight_decay=trainer.args.weight_decay,
+        lr_scheduler_type="cosine",
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        save_strategy="no",
+        seed=trainer.args.seed,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    encoder, pairs = trainer.pico_model.encoder, trainer.train_dataset
+    Trainer(encoder, stock, data_collator=its_inputs, train_dataset=pairs).train()
+
+
 def run(study: Study, job: Job, name: str) -> None:
     """Tunes by one recipe and scores without feedback and with it."""
     started, knobs = time.time(), study.config["recipes"][name]
     splits = splits_of(study, job)
     model = start(study, job, knobs.get("model", {}))
     trainer = trainer_of(study, job, splits, model, knobs.get("training", {}))
-    if "training" in knobs:
+    if knobs.get("own_loss"):
+        train_by_own_loss(trainer)
+    elif "training" in knobs:
         trainer.train()
     rows, share = before(trainer, splits)
     for row, metrics in rows.items():
