@@ -133,7 +133,7 @@ def trainer_of(
 ) -> PicoTrainer:
     """A trainer that constructs nothing by itself: rows without feedback are scored first."""
     args = PicoTrainingArguments(
-        output_dir=str(study.output / "run"),
+        output_dir=study.run_folder,
         per_device_train_batch_size=BATCH,
         eval_strategy="no",
         save_strategy="no",
