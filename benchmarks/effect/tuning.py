@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import time
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import get_peft_model
@@ -31,7 +32,9 @@ from pico_hf import (
     pico_lora_config,
     recipe,
 )
+from pico_hf.core.state import MOST_POOLED
 from pico_hf.data.token_store import TokenStore
+from pico_hf.training import model_calls
 from pretrained import TOWER, pixels
 from recipe import after, before
 from study import Job, StoredSplit, Study, corpus_facts, from_command_line, row_numbers
@@ -194,7 +197,8 @@ def run(study: Study, job: Job, name: str) -> None:
     if knobs.get("own_loss"):
         train_by_own_loss(trainer)
     elif "training" in knobs:
-        trainer.train()
+        with patch.object(model_calls, "MOST_POOLED", knobs.get("most_pooled", MOST_POOLED)):
+            trainer.train()
     rows, share = before(trainer, splits)
     for row, metrics in rows.items():
         study.write(job, row, started, metrics=metrics, recipe=name, share=share)
