@@ -16,7 +16,7 @@ from pico_hf.core.estimators import ESTIMATORS
 from pico_hf.core.pooled_share import SHARES, PooledShare
 from pico_hf.core.prototypes import StylePrototypes
 from pico_hf.core.score_form import ScoreForm
-from pico_hf.core.state import SOURCES
+from pico_hf.core.state import MOST_POOLED, SOURCES
 from pico_hf.core.style import StyleClusters
 from pico_hf.core.token_features import TokenFeatures
 from test_canonical import random_moments, random_tokens
@@ -419,7 +419,7 @@ def test_without_a_dev_split_the_share_stays():
 def test_a_run_trains_tokens_even_if_pooled_features_were_all_of_the_score():
     module = sharing(1.0)
     module.restart(3)
-    assert module.score_share == 0.5
+    assert module.score_share == pytest.approx(MOST_POOLED)
 
 
 # ---- style prototypes ----------------------------------------------------------------------------

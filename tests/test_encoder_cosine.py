@@ -12,6 +12,7 @@ from pico_hf import PicoModel, evaluate_encoder, evaluate_retrieval
 from pico_hf.cards.model_card import write_model_card
 from pico_hf.cards.publishing import run_facts
 from pico_hf.core.metrics import retrieval_metrics
+from pico_hf.core.state import MOST_POOLED
 from pico_hf.training.model_calls import train_tokens_too
 from tiny import refine_on_tiny_inputs, tiny_encoder, tiny_inputs, tiny_rows
 from tiny_trainer import BARE, tiny_model, tiny_trainer
@@ -82,20 +83,21 @@ def test_training_an_encoder_trains_its_tokens_and_its_pooled_features(tmp_path,
     tiny_trainer(tmp_path, {"model": model}, **knobs).train()
     training = [(share, out.image_features) for trains, share, out in seen if trains]
     assert training
-    assert {share for share, _ in training} == {0.5}
+    assert {round(share, 6) for share, _ in training} == {MOST_POOLED}
     assert all(images.pooled is not None for _, images in training)
 
 
 def test_the_scale_follows_the_share_as_if_the_encoder_had_been_wrapped_with_it():
-    model, half = PicoModel.from_encoder(tiny_encoder()), tiny_model(pooled_share=0.5)
+    model = PicoModel.from_encoder(tiny_encoder())
+    mostly = tiny_model(pooled_share=MOST_POOLED)
     train_tokens_too(model)
-    assert model.pooled_share == 0.5
-    assert model.logit_scale.item() == pytest.approx(half.logit_scale.item())
-    train_tokens_too(half)  # nothing to do
-    assert model.logit_scale.item() == pytest.approx(half.logit_scale.item())
+    assert model.pooled_share == pytest.approx(MOST_POOLED)
+    assert model.logit_scale.item() == pytest.approx(mostly.logit_scale.item())
+    train_tokens_too(mostly)  # nothing to do
+    assert model.logit_scale.item() == pytest.approx(mostly.logit_scale.item())
 
 
-def test_a_share_of_less_than_half_is_trained_as_it_is(tmp_path):
+def test_a_smaller_share_is_trained_as_it_is(tmp_path):
     model = tiny_model(pooled_share=0.25)
     tiny_trainer(tmp_path, {"model": model}, **BARE).train()
     assert model.pooled_share == 0.25

@@ -149,7 +149,7 @@ class StylePrototypes(nn.Module):
 
         Prototypes of two probe sets are not comparable, so they cannot be fused. Columns become the
         encoder columns again, with uniform weights. Pooled vectors stay a part of the score, at
-        most half of it, so that tokens are trained.
+        most `MOST_POOLED`, so that tokens are trained.
         """
         share = min(self.score_share, MOST_POOLED)
         self.sizes = self.sizes._replace(instances=num_instances)

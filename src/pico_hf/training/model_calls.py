@@ -65,7 +65,7 @@ def without_options(model_init: Callable[..., nn.Module]) -> Callable[..., nn.Mo
 
 @torch.no_grad()
 def train_tokens_too(model: Any) -> None:
-    """Makes tokens at least half of a score that is about to be trained.
+    """Makes tokens at least a fifth of a score that is about to be trained.
 
     A wrapped encoder ranks by its pooled features alone, so that tokens would get no gradient.
     The scale of the logits follows, as if the encoder had been wrapped with that share: S spans
