@@ -18,7 +18,8 @@ class Recipe(NamedTuple):
     training: dict[str, Any]
 
 
-# Chosen on folds of the training parts of photos and drawings, by `benchmarks/effect/explore.py`.
+# Chosen on folds of the training parts: new heads, of photos and drawings, by
+# `benchmarks/effect/explore.py`; the others, of drawings in a new style, by `tuning.py` beside it.
 _RECIPES = MappingProxyType(
     {
         "new_heads": Recipe(
@@ -31,6 +32,19 @@ _RECIPES = MappingProxyType(
                 "num_train_epochs": 8,
             },
         ),
+        "fine_tuning": Recipe(
+            {"loss": "infonce"},
+            {
+                "learning_rate": 5e-5,
+                "tower_learning_rate": 5e-5,
+                "lr_scheduler_type": "cosine",
+                "num_train_epochs": 8,
+            },
+        ),
+        "lora": Recipe(
+            {"loss": "infonce"},
+            {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "num_train_epochs": 8},
+        ),
     }
 )
 
@@ -39,7 +53,8 @@ def recipe(kind: str = "new_heads") -> Recipe:
     """Settings for a kind of run; each may be changed before it is passed on.
 
     Args:
-        kind: `"new_heads"`: untrained projections behind frozen towers.
+        kind: `"new_heads"`: untrained projections behind frozen towers. `"fine_tuning"`: all of a
+            pretrained encoder. `"lora"`: one behind `get_peft_model(…, pico_lora_config(…))`.
 
     Raises:
         ValueError: If there is no such recipe.
