@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from folds import Fold
 from pico_hf.core.canonical import CANDIDATES, bilinear_form
+from pico_hf.core.decompositions import svd
 from pico_hf.core.metrics import retrieval_metrics
 from pico_hf.core.pair_moments import PairMoments
 from pico_hf.core.pooled_share import SHARES
@@ -53,7 +54,7 @@ class Part:
     @torch.no_grad()
     def scores(self, form: Tensor) -> list[Scores]:
         """Of every gallery, with scores vᵀBt."""
-        left, weights, right = torch.linalg.svd(form)
+        left, weights, right = svd(form)
         images, texts = self.images.turned(left.float()), self.texts.turned(right.t().float())
         weights = (weights / weights.mean()).float()
         return [

@@ -196,13 +196,16 @@ def run_peers(study: Study, job: Job) -> None:
 
 
 def run_trained(study: Study, job: Job, rows: str) -> None:
-    """Trains the base and scores every row that is estimated on it."""
-    if study.has(row="complete", **vars(job)):
+    """Trains the base, unless it is kept, and scores every row that is estimated on it."""
+    if study.has(row="complete", **vars(job), rows=rows):
         return
     started = time.time()
     splits = study.splits(job)
-    trainer = study.trainer(job, splits, refine_prototypes=False)
-    trainer.train()
+    kept = study.network(job).exists()
+    model = study.load(job) if kept else None
+    trainer = study.trainer(job, splits, model, refine_prototypes=False)
+    if not kept:
+        trainer.train()
     model, encoder = trainer.pico_model, trainer.split_encoder
     encoded = {part: encoder.split(splits[part], part, encoder_columns) for part in tests(splits)}
     write = partial(study.write, job, started=started)
@@ -222,7 +225,7 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
         write(row=row, metrics=measure(form), spread=spread, **more)
     if job.tuned is None:
         study.save(job, model)
-    write(row="complete")
+    write(row="complete", rows=rows)
 
 
 def main() -> None:

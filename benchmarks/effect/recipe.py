@@ -17,12 +17,13 @@ from pico_hf.training.evaluation import evaluate_retrieval
 from pico_hf.training.trials import DevTrials
 from study import Job, Study, from_command_line
 
+TESTS = ("dev", "seen", "unseen", "themes", "new style", "old styles")
 Metrics = dict[str, dict[str, float]]
 
 
 def encoded(trainer: PicoTrainer, splits: dict[str, Any]) -> dict[str, EncodedSplit]:
     """The test splits in the columns that the model has now."""
-    names = [name for name in ("dev", "seen", "unseen", "themes") if name in splits]
+    names = [name for name in TESTS if name in splits]
     return {name: trainer.split_encoder.split(splits[name], name) for name in names}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -219,6 +220,12 @@ class Study:
         self.output, self.data = output, data
         self.file = output / f"{config.stem}.jsonl"
         output.mkdir(parents=True, exist_ok=True)
+        self._runs = TemporaryDirectory()  # nothing of a run is kept; several share an output
+
+    @property
+    def run_folder(self) -> str:
+        """Where a trainer may write."""
+        return self._runs.name
 
     # ---- results ---------------------------------------------------------------------------
 
@@ -298,7 +305,7 @@ class Study:
     ) -> PicoTrainer:
         """A trainer of this job's network, from the same start for every row of a seed."""
         args = PicoTrainingArguments(
-            output_dir=str(self.output / "run"),
+            output_dir=self.run_folder,
             per_device_train_batch_size=self.config["training"]["batch_size"],
             lr_scheduler_type="cosine",
             eval_strategy=run.pop("eval_strategy", "no"),

@@ -8,10 +8,10 @@ agree in it, so that late interaction counts what is shared and not what varies.
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pico_hf.core.decompositions import eigh, svd
 from pico_hf.core.pair_moments import PairMoments
 
 RIDGE = 0.3  # in units of the mean eigenvalue
@@ -40,6 +40,7 @@ def closed_form_projections(
         ValueError: If the sides share nothing, as with pairs in random order of a constant tower.
 
     Example:
+        >>> import torch
         >>> from pico_hf.core.moments import TokenMoments
         >>> means = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
         >>> words = means[:, :1]  # the second column of the images is style
@@ -52,9 +53,7 @@ def closed_form_projections(
     """
     scatters = moments.images.scatter, moments.texts.scatter
     whiten_images, whiten_texts = (_inverse_root(scatter, ridge) for scatter in scatters)
-    left, shared, right = torch.linalg.svd(
-        whiten_images @ moments.shared @ whiten_texts, full_matrices=False
-    )
+    left, shared, right = svd(whiten_images @ moments.shared @ whiten_texts)
     found = min(columns, int((shared > LEAST_CORRELATION * shared[0]).sum()))
     if found == 0:
         raise ValueError(
@@ -69,7 +68,7 @@ def closed_form_projections(
 
 def _inverse_root(scatter: Tensor, ridge: float) -> Tensor:
     """(Σ + ridge · mean eigenvalue)^-½ of a covariance."""
-    values, vectors = torch.linalg.eigh(scatter)
+    values, vectors = eigh(scatter)
     mean = float(values.mean())
     level = ridge * mean if mean > 0 else 1.0  # what does not vary shares nothing anyway
     return vectors * (values.clamp_min(0) + level).rsqrt() @ vectors.t()

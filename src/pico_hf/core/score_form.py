@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pico_hf.core.decompositions import svd
+
 
 class ScoreForm(NamedTuple):
     """The score (1 - m) · S + m · cos, in which a patch v and a word t meet as vᵀBt.
@@ -45,7 +47,7 @@ class ScoreForm(NamedTuple):
         own = form.diagonal()
         if torch.equal(form, own.diag()) and bool((own >= 0).all()):  # no rotation
             return cls(own / own.max(), pooled_share)
-        left, values, right = torch.linalg.svd(form)
+        left, values, right = svd(form)
         return cls(values / values[0], pooled_share, left, right.t().contiguous())
 
     def matrix(self) -> Float[Tensor, "columns columns"]:
