@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -22,6 +23,7 @@ from tiny_trainer import BARE, tiny_model, tiny_trainer
 
 BATCH = 12  # pairs per step, of all processes together
 STEPS = 20
+ZERO = Path(__file__).parents[1] / "examples" / "deepspeed_zero2.json"
 
 
 def ragged_rows(images: int) -> datasets.Dataset:
@@ -201,6 +203,38 @@ def sharded_and_resumed(folder: Path, processes: int) -> dict[str, torch.Tensor]
     return ends | {"saved": flat(saved)}
 
 
+def zero(stage: int, **more: Any) -> Callable[..., dict[str, torch.Tensor]]:
+    """DeepSpeed as in the example, prototypes refined on the way; only the first process writes."""
+
+    def train(folder: Path, processes: int) -> dict[str, torch.Tensor]:
+        config = json.loads(ZERO.read_text(encoding="utf-8"))
+        config["zero_optimization"]["stage"] = stage
+        knobs = {"learning_rate": 0.003, "tower_learning_rate": 0.003}
+        # DeepSpeed lets parameters decay that no loss reaches.
+        knobs |= {"per_device_eval_batch_size": 5, "weight_decay": 0.0}
+        knobs |= {"load_best_model_at_end": False, "save_only_model": True, **more}
+        knobs |= {"deepspeed": config} if processes > 1 else {}
+        model = tiny_model(loss="infonce", estimators=["style"])
+        own = folder / os.environ.get("RANK", "0")
+        trainer, before = run(own, processes, model=model, **knobs)
+        found = result(trainer, before)
+        if processes > 1:
+            partitions = trainer.optimizer.optimizer.optimizer.param_groups
+            own_part = sum(part.numel() for group in partitions for part in group["params"])
+            found["stage"] = torch.tensor(trainer.model_wrapped.zero_optimization_stage())
+            found["share"] = torch.tensor(own_part / before.numel())
+        trainer.save_model(str(own / "end"))
+        files = [path for path in own.rglob("*") if path.is_file()]
+        if files:
+            found["saved"] = flat(PicoModel.from_pretrained(own / "end"))
+            found["last"] = flat(PicoModel.from_pretrained(own / "run" / f"checkpoint-{STEPS}"))
+        pickled = [path for path in files if path.suffix in (".pt", ".bin", ".pth", ".pkl")]
+        counts = {"wrote": torch.tensor(len(files)), "pickled": torch.tensor(len(pickled))}
+        return found | counts
+
+    return train
+
+
 def resumed(folder: Path, processes: int, **more: Any) -> dict[str, torch.Tensor]:
     """A run with AdamW, and the end of a like one that goes on from the middle of an epoch.
 
@@ -252,6 +286,11 @@ def shard_on_a_cpu() -> None:
 
 RUNS = {
     "resumed": resumed,
+    "zero1": zero(1),
+    "zero2": zero(2),
+    "zero_accumulated": zero(2, gradient_checkpointing=True, gradient_accumulation_steps=2),
+    "zero_frozen": zero(1, freeze_encoder=True),
+    "zero_adamw": zero(2, optim="adamw_torch", lr_scheduler_type="linear"),
     "sharded": sharded,
     "sharded_and_resumed": sharded_and_resumed,
     "hinge": of_loss("hinge"),

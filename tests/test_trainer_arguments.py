@@ -35,7 +35,6 @@ WRONG = {
     "include_num_input_tokens_seen": "all",
     "train_sampling_strategy": "group_by_length",
     "remove_unused_columns": True,
-    "deepspeed": "zero3.json",
     "parallelism_config": object(),
 }
 
@@ -87,17 +86,6 @@ def test_a_refused_argument_is_named_with_the_reason_of_the_table(tmp_path, name
     with pytest.raises(ValueError, match=re.escape(REFUSED[name].reason)) as error:
         tiny_trainer(tmp_path, {"args": args})
     assert str(error.value).startswith(f"`{name}` cannot be ")
-
-
-def test_sharding_that_a_launcher_asks_for_is_refused_on_a_cpu_too(tmp_path, monkeypatch):
-    args, name = tiny_args(tmp_path), "ACCELERATE_USE_DEEPSPEED"
-    monkeypatch.setenv(name, "true")
-    with pytest.raises(
-        ValueError, match=rf"`accelerate launch` asks for \w+ \(`{name}`\): its checkpoints"
-    ):
-        check_arguments(args)
-    monkeypatch.setenv(name, "false")
-    check_arguments(args)
 
 
 def test_no_argument_of_the_defaults_is_refused(tmp_path):

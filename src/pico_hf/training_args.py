@@ -125,6 +125,11 @@ class PicoTrainingArguments(TrainingArguments):
         self.evaluation_given = self.eval_strategy is not None
         self._fit_evaluation()
         super().__post_init__()
+        if getattr(self.deepspeed_plugin, "zero_stage", None) == 3:  # else models load in parts
+            raise ValueError(
+                "`zero_optimization.stage` of `deepspeed` cannot be 3: whole splits are encoded by "
+                "whole models, and stage 3 leaves none. Pass 1 or 2, or `fsdp`."
+            )
         if _value(self.lr_scheduler_type) in SCHEDULERS_BY_METRIC:
             # Their own default is right for losses only.
             mode = "max" if self.greater_is_better else "min"

@@ -16,7 +16,7 @@ from pico_hf.core.processes import batch_statistics
 from pico_hf.encoders.projection_modules import linear_heads
 from pico_hf.hub.adapter_files import CARRIED, base_model, writable_fields
 from pico_hf.modeling_pico import PicoModel
-from pico_hf.training.device_refusals import asked_of_launcher
+from pico_hf.training.zero import check_deepspeed
 from pico_hf.training_args import PicoTrainingArguments
 
 
@@ -50,13 +50,6 @@ _SHARDED = (
     "whole splits are encoded by whole models, and this one would be in parts. Start several "
     "processes with `torchrun`, each of which holds the model."
 )
-_NO_DEEPSPEED = (
-    "its checkpoints are pickled weights, which are never read here, it would round the buffers of "
-    "prototypes to half precision, and its stage 3 leaves no process a whole model. Spread the "
-    "optimizer's state with `fsdp` instead (examples/accelerate_fsdp2.yaml), or start several "
-    "processes with `torchrun`."
-)
-_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED"  # what `accelerate launch` sets
 _LIGER = "Liger has kernels for language models only. Leave it out."
 
 REFUSED: dict[str, Refusal] = {
@@ -91,7 +84,6 @@ REFUSED: dict[str, Refusal] = {
         _unset,
         "it would remove images and captions before the collator sees them. Pass `False`.",
     ),
-    "deepspeed": Refusal(_unset, _NO_DEEPSPEED),
     "parallelism_config": Refusal(_unset, _SHARDED),
 }
 
@@ -111,10 +103,6 @@ def check_arguments(args: Any) -> None:
         value = getattr(args, name, None)  # an older transformers may lack it
         if value is not None and not refusal.allowed(value):
             raise ValueError(f"`{name}` cannot be {value!r}: {refusal.reason}")
-    if asked_of_launcher(_DEEPSPEED):
-        raise ValueError(
-            f"`accelerate launch` asks for DeepSpeed (`{_DEEPSPEED}`): {_NO_DEEPSPEED}"
-        )
 
 
 def check_model(model: Any, args: PicoTrainingArguments) -> None:
@@ -169,6 +157,7 @@ def check_combinations(
     """
     if (model is None) == (model_init is None):
         raise ValueError("Pass either `model` or `model_init`, and not both.")
+    check_deepspeed(args, model, optimizers)
     if args.freeze_encoder:
         _check_frozen(args, model_init, collator)
     if args.tower_learning_rate is not None and optimizers[0] is not None:

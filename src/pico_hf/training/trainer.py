@@ -52,10 +52,11 @@ from pico_hf.training.splits import (
     fit_to_splits,
     train_split,
 )
+from pico_hf.training.zero import ZeroTrainer
 from pico_hf.training_args import PicoTrainingArguments
 
 
-class PicoTrainer(LossPartsTrainer, ShardingTrainer):
+class PicoTrainer(LossPartsTrainer, ZeroTrainer, ShardingTrainer):
     """`transformers.Trainer` for [`PicoModel`]: whole-split metrics and prototype feedback.
 
     Args:
