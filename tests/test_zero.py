@@ -134,6 +134,7 @@ def test_a_configuration_that_was_not_run_is_refused_by_its_key(tmp_path, change
         ({"projection_start": "closed_form"}, '`projection_start="closed_form"`'),
         ({"mini_batch_size": 2}, "`mini_batch_size`"),
         ({"auto_find_batch_size": True}, "`auto_find_batch_size`"),
+        ({"lr_scheduler_type": "greedy"}, "An `lr_scheduler_type` that follows a metric"),
     ],
 )
 def test_an_argument_that_does_not_go_with_it_is_named(tmp_path, knobs, named):

@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from pico_hf.hub.adapter_files import base_model
 from pico_hf.training.device_refusals import asked_of_launcher
-from pico_hf.training_args import PicoTrainingArguments
+from pico_hf.training_args import SCHEDULERS_BY_METRIC, PicoTrainingArguments
 
 DEEPSPEED_VARIABLE = "ACCELERATE_USE_DEEPSPEED"  # what `accelerate launch` sets
 
@@ -123,6 +123,10 @@ def _with_deepspeed(args: Any, model: Any, optimizers: Any) -> dict[str, tuple[b
             args.projection_start == "closed_form",
             "DeepSpeed has copied the weights by then, and would put them back. Leave it at "
             '"as_is".',
+        ),
+        "An `lr_scheduler_type` that follows a metric": (
+            args.lr_scheduler_type in SCHEDULERS_BY_METRIC,
+            "It was not tried there. Choose another one.",
         ),
         "`mini_batch_size`": (args.mini_batch_size is not None, "Leave one of them out."),
         "`auto_find_batch_size`": (bool(args.auto_find_batch_size), "Leave one of them out."),
