@@ -2,7 +2,9 @@
 
 Run, in this folder: python paired_table.py results/sources.jsonl --base without
      python paired_table.py results/variants.jsonl --base default --rows feedback
-The base is a row; or a recipe, and then every row of another recipe is beside that row of the base.
+     python paired_table.py results/tuned.jsonl --base "clip, own loss: pooled cosine"
+The base is a row, of one recipe where there are several; or a recipe, and then every row of another
+recipe is beside that row of the base.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from report import NAMES, Line, groups, interval, lines, rsum
 
+NAMES |= {name: name for name in ("new style", "old styles")}
 NAMES |= {"test": "test part of the fold", "feedback": "feedback part of the fold"}
 
 
@@ -51,9 +54,8 @@ def _name(line: Line) -> str:
 
 def _is_base(line: Line, row: Line, base: str) -> bool:
     """Whether a line is what a row is compared with."""
-    if "recipe" in line:
-        return line["recipe"] == base and line["row"] == row["row"]
-    return line["row"] == base
+    same = line.get("recipe") == base and line["row"] == row["row"]
+    return same or _name(line) == base
 
 
 def main() -> None:
