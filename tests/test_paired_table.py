@@ -1,7 +1,8 @@
 """Every row stands beside the base that was named, seed by seed."""
 
-import paired_table
 import pytest
+
+import paired_table
 
 
 def line(recipe: str, row: str, seed: int, rsum: float) -> dict:
