@@ -37,7 +37,8 @@ def lines(file: Path) -> list[Line]:
         line = json.loads(text)
         measured = {"metrics", "seconds", "commit", "spread", "gains", "taken", "share"}
         measured |= {"style", "concept"}
-        latest[json.dumps({k: v for k, v in line.items() if k not in measured})] = line
+        key = {k: v for k, v in line.items() if k not in measured and v is not None}
+        latest[json.dumps(key)] = line
     return [line for line in latest.values() if line["row"] != "complete"]
 
 
@@ -144,11 +145,6 @@ def controls(found: list[Line]) -> str:
             if name != CHOSEN:
                 out.append(f"| {name} | {' | '.join(map(interval, ahead))} | {len(ahead[0])} |")
     return "\n".join(out)
-
-
-def confirmation(found: list[Line]) -> str:
-    """The same on seeds that were run afterwards."""
-    return controls(found)
 
 
 def in_full(found: list[Line]) -> list[list[Line]]:
@@ -270,7 +266,6 @@ def plot_transfer(found: list[Line], file: Path) -> None:
 
 TABLES: dict[str, tuple[Callable[[list[Line]], str], ...]] = {
     "main_table": (summary, controls, main_tables),
-    "confirm": (confirmation,),
     "smoke": (summary, main_tables),
     "transfer": (transfer_tables,),
     "diagnosis": (diagnosis_tables,),
@@ -292,7 +287,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
     parser.add_argument(
-        "--tables", nargs="+", default=["main_table", "confirm", "transfer", "diagnosis"]
+        "--tables", nargs="+", default=["main_table", "transfer", "diagnosis"]
     )
     parser.add_argument("--plots", type=Path, default=None, help="folder for the plots")
     parser.add_argument("--page", type=Path, default=None, help="page to put the tables into")
