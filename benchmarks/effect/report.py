@@ -286,9 +286,7 @@ def fill(page: Path, tables: dict[str, str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/effect"))
-    parser.add_argument(
-        "--tables", nargs="+", default=["main_table", "transfer", "diagnosis"]
-    )
+    parser.add_argument("--tables", nargs="+", default=["main_table", "transfer", "diagnosis"])
     parser.add_argument("--plots", type=Path, default=None, help="folder for the plots")
     parser.add_argument("--page", type=Path, default=None, help="page to put the tables into")
     args = parser.parse_args()
