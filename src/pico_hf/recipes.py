@@ -35,8 +35,8 @@ _RECIPES = MappingProxyType(
         "fine_tuning": Recipe(
             {"loss": "infonce"},
             {
-                "learning_rate": 1e-4,
-                "tower_learning_rate": 1e-4,
+                "learning_rate": 5e-5,
+                "tower_learning_rate": 5e-5,
                 "lr_scheduler_type": "cosine",
                 "num_train_epochs": 8,
             },
