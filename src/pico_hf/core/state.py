@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-# Share of the score that pooled features have at most while a run trains: more, and tokens learn
-# nothing; with half of it a pretrained encoder's own cosine lost ten points of rSum by training.
+# Share of the score that pooled features have at most while a run trains: with all of it tokens
+# learn nothing; with half of it a pretrained encoder's own cosine learns nine points of rSum less.
 MOST_POOLED = 0.8
 When = Literal["training", "end"]
 # `"training"` proposes at every evaluation of a run, `"end"` when training is over; what they
