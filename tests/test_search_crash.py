@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from pico_hf import PicoIndex, PicoRetriever
 from pico_hf.search import files
@@ -61,9 +63,15 @@ def undisturbed(tmp_path_factory, photos, retriever) -> tuple[dict[str, bytes], 
     return content(folder), time.perf_counter() - start
 
 
+def alone(target: Callable[..., None], *args) -> None:
+    """Runs a function in a fork, whose death leaves no lock of its parent's progress bars taken."""
+    tqdm.set_lock(threading.RLock())
+    target(*args)
+
+
 def killed(target: Callable[..., None], *args, after: float | None = None) -> int:
     """Runs a function in a process that is killed after some seconds, or that kills itself."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process = multiprocessing.get_context("fork").Process(target=alone, args=(target, *args))
     process.start()
     if after is not None:
         time.sleep(after)
