@@ -206,6 +206,8 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
     trainer = study.trainer(job, splits, model, refine_prototypes=False)
     if not kept:
         trainer.train()
+        if job.tuned is None:
+            study.save(job, trainer.pico_model)
     model, encoder = trainer.pico_model, trainer.split_encoder
     encoded = {part: encoder.split(splits[part], part, encoder_columns) for part in tests(splits)}
     write = partial(study.write, job, started=started)
@@ -223,8 +225,6 @@ def run_trained(study: Study, job: Job, rows: str) -> None:
         values = torch.linalg.svdvals(form)
         spread = float((values / values.mean()).std(correction=0))
         write(row=row, metrics=measure(form), spread=spread, **more)
-    if job.tuned is None:
-        study.save(job, model)
     write(row="complete", rows=rows)
 
 

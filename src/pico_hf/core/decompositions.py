@@ -7,7 +7,6 @@ their place: a run must not end in an error on its last line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,15 +23,13 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         >>> svd(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))[1].tolist()
         [2.0, 1.0]
     """
-
-    def slower(values: Any) -> Any:
+    try:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
         from scipy.linalg import svd as by_iteration  # importing it takes a while
 
-        return by_iteration(values, full_matrices=False, lapack_driver="gesvd")
-
-    left, values, right = _first_that_converges(
-        lambda: torch.linalg.svd(matrix, full_matrices=False), slower, matrix
-    )
+        found = by_iteration(_array(matrix), full_matrices=False, lapack_driver="gesvd")
+        left, values, right = (torch.as_tensor(part).to(matrix) for part in found)
     return left, values, right
 
 
@@ -46,21 +43,15 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
         >>> eigh(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))[0].tolist()
         [1.0, 2.0]
     """
-
-    def slower(values: Any) -> Any:
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
         from scipy.linalg import eigh as by_iteration  # importing it takes a while
 
-        return by_iteration(values, driver="ev")
-
-    values, vectors = _first_that_converges(lambda: torch.linalg.eigh(matrix), slower, matrix)
+        found = by_iteration(_array(matrix), driver="ev")
+        values, vectors = (torch.as_tensor(part).to(matrix) for part in found)
     return values, vectors
 
 
-def _first_that_converges(
-    fast: Callable[[], Any], slower: Callable[[Any], Any], matrix: Tensor
-) -> tuple[Tensor, ...]:
-    try:
-        return tuple(fast())
-    except torch.linalg.LinAlgError:
-        parts = slower(matrix.detach().cpu().numpy())
-        return tuple(torch.as_tensor(part).to(matrix) for part in parts)
+def _array(matrix: Tensor) -> Any:
+    return matrix.detach().cpu().numpy()
